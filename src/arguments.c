@@ -1,0 +1,220 @@
+/*-------------------------------------------------------------------------
+ *
+ * arguments.c
+ *	  What the user sent, checked: identities, durations, texts.
+ *
+ * Every check comes before anything is locked or written. The values
+ * themselves stay out of messages: they may be secrets, and messages reach
+ * logs. Only names of arguments and limits are shown.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "idempotency.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "common/int.h"
+#include "datatype/timestamp.h"
+
+/*
+ * One part of an identity: given, not empty, and short enough for the index.
+ */
+static text *
+identity_part(FunctionCallInfo fcinfo, int argno, const char *name)
+{
+	if (PG_ARGISNULL(argno))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("%s must not be null", name),
+				 errhint("A key is identified by scope, operation and key; where there is only one scope, pass a constant such as 'app'.")));
+	return PG_GETARG_TEXT_PP(argno);
+}
+
+static void
+check_identity_part(text *part, const char *name)
+{
+	int len = VARSIZE_ANY_EXHDR(part);
+
+	if (len == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must not be empty", name),
+				 errhint("A key is identified by scope, operation and key; where there is only one scope, pass a constant such as 'app'.")));
+	if (len > idem_max_key_length)
+		ereport(ERROR,
+				(errcode(ERRCODE_STRING_DATA_RIGHT_TRUNCATION),
+				 errmsg("%s is too long", name),
+				 errdetail("It has %d bytes, and at most %d are allowed.",
+						   len, idem_max_key_length),
+				 errhint("Send a shorter value, such as a digest of it, or raise \"idempotency.max_key_length\".")));
+}
+
+/*
+ * The identity, which is always the first three arguments.
+ *
+ * Errors: 22004 null, 22023 empty, 22001 longer than max_key_length bytes.
+ */
+void
+idem_identity(KeyIdentity *id, FunctionCallInfo fcinfo)
+{
+	text *scope = identity_part(fcinfo, 0, "scope");
+	text *operation = identity_part(fcinfo, 1, "operation");
+	text *key = identity_part(fcinfo, 2, "key");
+
+	idem_identity_build(id, scope, operation, key);
+}
+
+/*
+ * The same from values at hand. Errors: 22023, 22001.
+ */
+void
+idem_identity_build(KeyIdentity *id, text *scope, text *operation, text *key)
+{
+	check_identity_part(scope, "scope");
+	check_identity_part(operation, "operation");
+	check_identity_part(key, "key");
+	id->scope = scope;
+	id->operation = operation;
+	id->key = key;
+	id->hash = idem_lock_hash(id);
+}
+
+/*
+ * A scope alone, as the first argument. Errors: 22004, 22023, 22001.
+ */
+text *
+idem_scope_argument(FunctionCallInfo fcinfo)
+{
+	text *scope = identity_part(fcinfo, 0, "scope");
+
+	check_identity_part(scope, "scope");
+	return scope;
+}
+
+static bool
+texts_equal(const text *a, const text *b)
+{
+	return VARSIZE_ANY_EXHDR(a) == VARSIZE_ANY_EXHDR(b) &&
+		memcmp(VARDATA_ANY(a), VARDATA_ANY(b), VARSIZE_ANY_EXHDR(a)) == 0;
+}
+
+/*
+ * Bytewise, as the "C" collation of the columns compares them.
+ */
+bool
+idem_identity_equal(const KeyIdentity *a, const KeyIdentity *b)
+{
+	return a->hash == b->hash &&
+		texts_equal(a->key, b->key) &&
+		texts_equal(a->scope, b->scope) &&
+		texts_equal(a->operation, b->operation);
+}
+
+/*
+ * An optional text with no limit but that of responses; NULL if not given.
+ *
+ * Errors: 54000 longer than max_response_size.
+ */
+text *
+idem_text_argument(FunctionCallInfo fcinfo, int argno, const char *name)
+{
+	text *value;
+
+	if (PG_ARGISNULL(argno))
+		return NULL;
+	value = PG_GETARG_TEXT_PP(argno);
+	if (VARSIZE_ANY_EXHDR(value) > (int64) idem_max_response_size * 1024)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("%s is too large", name),
+				 errdetail("It has %d bytes, and at most %lld are allowed.",
+						   (int) VARSIZE_ANY_EXHDR(value),
+						   (long long) idem_max_response_size * 1024),
+				 errhint("Send less, or raise \"idempotency.max_response_size\".")));
+	return value;
+}
+
+/*
+ * A duration in microseconds, or "otherwise" if it is not given.
+ *
+ * An interval is not a number: its months and days vary, and intervals that
+ * compare as positive can point backwards ('1 month -30 days'). Here a day
+ * has 24 hours and a month 30 days, once and for all, and the result is
+ * checked, not the interval.
+ *
+ * Errors: 22023 below minimum, above maximum or out of range.
+ */
+int64
+idem_duration(FunctionCallInfo fcinfo, int argno, const char *name,
+			  int64 minimum, int64 maximum, int64 otherwise)
+{
+	Interval *span;
+	int64 days;
+	int64 result;
+
+	if (PG_ARGISNULL(argno))
+		return otherwise;
+	span = PG_GETARG_INTERVAL_P(argno);
+	days = (int64) span->month * DAYS_PER_MONTH + span->day;
+	if (pg_mul_s64_overflow(days, USECS_PER_DAY, &result) ||
+		pg_add_s64_overflow(result, span->time, &result))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s is out of range", name),
+				 errhint("Give a duration such as '24 hours'.")));
+	if (result < minimum)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 minimum > 0 ? errmsg("%s must be greater than zero", name) : errmsg("%s must not be negative", name),
+				 errhint("Give a duration such as '24 hours'; a day counts as 24 hours, a month as 30 days.")));
+	if (result > maximum)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s is too long", name),
+				 errhint("At most %lld seconds are allowed; the limit is set by \"idempotency.max_ttl\".",
+						 (long long) (maximum / USECS_PER_SEC))));
+	return result;
+}
+
+/*
+ * A duration that comes from a setting, kept within the superuser's limit.
+ */
+int64
+idem_setting_duration(int64 microseconds)
+{
+	return Min(microseconds, IDEM_MAX_TTL_US);
+}
+
+/*
+ * A point in time that is a given number of microseconds later.
+ *
+ * Errors: 22023 if that is no valid timestamp.
+ */
+TimestampTz
+idem_time_after(TimestampTz start, int64 microseconds, const char *name)
+{
+	TimestampTz result;
+
+	if (pg_add_s64_overflow(start, microseconds, &result) ||
+		!IS_VALID_TIMESTAMP(result))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s is out of range", name),
+				 errhint("Give a duration such as '24 hours'.")));
+	return result;
+}
+
+/*
+ * Refuses to go on where nothing can be written.
+ *
+ * Errors: 25006 in a read-only transaction and on a standby.
+ */
+void
+idem_require_writable(const char *function)
+{
+	if (XactReadOnly)
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("cannot execute %s() in a read-only transaction", function),
+				 RecoveryInProgress() ? errhint("This server is a standby: send the call to the primary. replay() and lookup() work here.") : errhint("Use a read-write transaction. replay() and lookup() work here.")));
+}

@@ -1,0 +1,473 @@
+/*-------------------------------------------------------------------------
+ *
+ * claim.c
+ *	  claim(): may I do this work?
+ *
+ * The decision, in order: take the key's lock without waiting; read the row
+ * and the clock afresh; judge. "Yours" keeps the lock until the transaction
+ * ends, every other answer gives it back at once. Who does not get the lock
+ * looks all the same, since a recorded response can be handed out without it.
+ *
+ * The lock comes first because of who races with us: between a look and a
+ * later lock a rival could claim, work and complete. After the lock is granted
+ * a rival's commit is visible to every new snapshot (the server releases locks
+ * only after that, CommitTransaction()), so the look is final.
+ *
+ * A claim with a lease writes its row here. One without a lease writes
+ * nothing: it is remembered in pending.c and complete() inserts the finished
+ * row, so that a key costs one insert.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "idempotency.h"
+
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "portability/instr_time.h"
+#include "storage/latch.h"
+#include "utils/builtins.h"
+#include "utils/wait_event.h"
+
+/* When to ask again if the rival's transaction is open: nobody knows. */
+#define RIVAL_RETRY_US (1000 * INT64CONST(1000))
+
+/* How often a waiter looks at a committed claim: from, doubling up to. */
+#define FIRST_LOOK_US (5 * INT64CONST(1000))
+#define LAST_LOOK_US (250 * INT64CONST(1000))
+
+typedef struct ClaimRequest
+{
+	KeyIdentity id;
+	bytea *fingerprint;  /* or NULL */
+	int64 ttl;           /* microseconds, as all durations here */
+	int64 lease;         /* 0: none */
+	int64 wait;          /* 0: do not */
+	pg_uuid_t *claim_id; /* or NULL */
+	bool hold_if_abandoned;
+	text *note; /* or NULL */
+} ClaimRequest;
+
+typedef enum ClaimOutcome
+{
+	CLAIM_CLAIMED,
+	CLAIM_REPLAY,
+	CLAIM_IN_PROGRESS,
+	CLAIM_MISMATCH,
+	CLAIM_HELD
+} ClaimOutcome;
+
+static const char *const outcome_names[] = {
+	[CLAIM_CLAIMED] = "claimed",
+	[CLAIM_REPLAY] = "replay",
+	[CLAIM_IN_PROGRESS] = "in_progress",
+	[CLAIM_MISMATCH] = "mismatch",
+	[CLAIM_HELD] = "held",
+};
+
+typedef struct ClaimAnswer
+{
+	ClaimOutcome outcome;
+	bool has_row; /* a row that the answer is about */
+	KeyRow row;
+	bool fresh;    /* claimed: nothing is kept of that row */
+	bool repeated; /* claimed before under the same claim_id */
+	bool taken_over;
+	bool leased;
+	bool fingerprint_checked;
+	bool rival_open; /* in progress: in an open transaction */
+	int64 retry_after;
+} ClaimAnswer;
+
+static bool
+same_claim_id(const ClaimRequest *request, const KeyRow *row)
+{
+	return request->claim_id != NULL && !row->isnull[KEY_CLAIM_ID] &&
+		memcmp(request->claim_id, DatumGetUUIDP(row->values[KEY_CLAIM_ID]),
+			   UUID_LEN) == 0;
+}
+
+static bool
+same_fingerprint(const bytea *fingerprint, Datum stored)
+{
+	bytea *other = DatumGetByteaPP(stored);
+
+	return VARSIZE_ANY_EXHDR(other) == VARSIZE_ANY_EXHDR(fingerprint) &&
+		memcmp(VARDATA_ANY(other), VARDATA_ANY(fingerprint),
+			   VARSIZE_ANY_EXHDR(fingerprint)) == 0;
+}
+
+/*
+ * What a row means for this request at this moment. Touches nothing.
+ */
+static void
+judge(const ClaimRequest *request, TimestampTz now, ClaimAnswer *answer)
+{
+	const KeyRow *row = &answer->row;
+
+	answer->fresh = !answer->has_row || idem_keys_expired(row, now);
+	if (answer->fresh)
+	{
+		answer->outcome = CLAIM_CLAIMED;
+		return;
+	}
+
+	if (request->fingerprint != NULL && !row->isnull[KEY_FINGERPRINT])
+	{
+		answer->fingerprint_checked = true;
+		if (!same_fingerprint(request->fingerprint,
+							  row->values[KEY_FINGERPRINT]))
+		{
+			answer->outcome = CLAIM_MISMATCH;
+			return;
+		}
+	}
+
+	if (row->status == KEY_COMPLETED)
+		answer->outcome = CLAIM_REPLAY;
+	else if (idem_keys_held(row, now))
+		answer->outcome = CLAIM_HELD;
+	else if (row->status == KEY_IN_PROGRESS && request->lease > 0 &&
+			 same_claim_id(request, row))
+	{
+		/* Its owner did not get the answer. Nobody else has the claim. */
+		answer->outcome = CLAIM_CLAIMED;
+		answer->repeated = true;
+	}
+	else if (KeyRowTime(row, KEY_LOCKED_UNTIL) > now)
+	{
+		answer->outcome = CLAIM_IN_PROGRESS;
+		answer->retry_after = KeyRowTime(row, KEY_LOCKED_UNTIL) - now;
+	}
+	else
+	{
+		answer->outcome = CLAIM_CLAIMED;
+		answer->taken_over = row->status == KEY_IN_PROGRESS;
+	}
+}
+
+/*
+ * The claim is ours and its lock kept: write or remember it. Turns the row of
+ * the answer, on which the decision was based, into the row of this claim.
+ *
+ * Errors: 40001 if a caller that takes no locks was faster.
+ */
+static void
+take(const ClaimRequest *request, TimestampTz now, PendingClaim *pending,
+	 ClaimAnswer *answer)
+{
+	KeyRow *old = NULL;
+	KeyRow row;
+	PendingState state = {0};
+	MemoryContext caller;
+
+	if (answer->has_row)
+	{
+		old = palloc(sizeof(KeyRow));
+		*old = answer->row;
+	}
+
+	if (answer->repeated)
+		row = *old;
+	else
+	{
+		if (answer->fresh)
+		{
+			idem_keys_init_row(&row, &request->id);
+			KeyRowSet(&row, KEY_CREATED_AT, TimestampTzGetDatum(now));
+			KeyRowSet(&row, KEY_ATTEMPT, Int32GetDatum(1));
+			if (old != NULL && !old->isnull[KEY_TOKEN])
+				KeyRowSet(&row, KEY_TOKEN, old->values[KEY_TOKEN]);
+		}
+		else
+		{
+			row = *old;
+			KeyRowSet(&row, KEY_CLAIMED_AT, TimestampTzGetDatum(now));
+			KeyRowSet(&row, KEY_ATTEMPT,
+					  Int32GetDatum(DatumGetInt32(old->values[KEY_ATTEMPT]) + 1));
+			KeyRowSetNull(&row, KEY_LOCKED_UNTIL);
+			KeyRowSetNull(&row, KEY_CLAIM_ID);
+			KeyRowSetNull(&row, KEY_HOLD_IF_ABANDONED);
+		}
+		row.status = KEY_IN_PROGRESS;
+		KeyRowSet(&row, KEY_EXPIRES_AT,
+				  TimestampTzGetDatum(idem_time_after(now, request->ttl, "ttl")));
+		if (request->fingerprint != NULL)
+			KeyRowSet(&row, KEY_FINGERPRINT, PointerGetDatum(request->fingerprint));
+		if (request->claim_id != NULL)
+			KeyRowSet(&row, KEY_CLAIM_ID, UUIDPGetDatum(request->claim_id));
+		if (request->note != NULL)
+			KeyRowSet(&row, KEY_NOTE, PointerGetDatum(request->note));
+		if (request->hold_if_abandoned)
+			KeyRowSet(&row, KEY_HOLD_IF_ABANDONED, BoolGetDatum(true));
+	}
+
+	if (request->lease > 0)
+	{
+		TimestampTz end = idem_time_after(now, request->lease, "lease");
+
+		if (answer->repeated)
+			end = Max(end, KeyRowTime(old, KEY_LOCKED_UNTIL));
+		else
+			KeyRowSet(&row, KEY_TOKEN, Int64GetDatum(idem_keys_next_token(old)));
+		KeyRowSet(&row, KEY_LOCKED_UNTIL, TimestampTzGetDatum(end));
+		if (!idem_keys_write(&row, old))
+			idem_report_lost_race();
+		state.leased = true;
+		state.token = DatumGetInt64(row.values[KEY_TOKEN]);
+	}
+
+	if (pending == NULL)
+		pending = idem_pending_keep(&request->id);
+	state.status = PENDING_OPEN;
+	state.stored = old != NULL;
+	caller = MemoryContextSwitchTo(idem_pending_context());
+	state.draft = idem_keys_copy_row(&row);
+	MemoryContextSwitchTo(caller);
+	idem_pending_set(pending, &state);
+
+	answer->row = row;
+	answer->has_row = true;
+	answer->leased = state.leased;
+}
+
+/*
+ * A key that this transaction has claimed and not finished: it cannot wait
+ * for itself.
+ */
+static void
+answer_own_claim(const ClaimRequest *request, const PendingState *state,
+				 ClaimAnswer *answer)
+{
+	answer->has_row = true;
+	answer->row = *state->draft;
+	if (same_claim_id(request, state->draft))
+	{
+		answer->outcome = CLAIM_CLAIMED;
+		answer->leased = state->leased;
+	}
+	else
+	{
+		answer->outcome = CLAIM_IN_PROGRESS;
+		answer->retry_after = RIVAL_RETRY_US;
+	}
+}
+
+/*
+ * One try. "locked" says that the caller has waited for the key's lock and
+ * got it. On return the lock is kept only if the answer is "claimed".
+ *
+ * Errors: 40001 where the transaction's own snapshot does not see what would
+ * let it go on; 54000 too many keys.
+ */
+static void
+decide(const ClaimRequest *request, bool locked, ClaimAnswer *answer)
+{
+	PendingClaim *pending = idem_pending_find(&request->id);
+	bool agrees;
+	TimestampTz now;
+
+	MemSet(answer, 0, sizeof(ClaimAnswer));
+	if (pending != NULL &&
+		idem_pending_state(pending)->status == PENDING_OPEN)
+	{
+		answer_own_claim(request, idem_pending_state(pending), answer);
+		return;
+	}
+	if (pending == NULL && !locked)
+	{
+		idem_pending_check_limit();
+		locked = idem_lock_try(&request->id);
+	}
+
+	answer->has_row = idem_keys_find(&request->id, KEYS_NOW, true,
+									 &answer->row, &agrees);
+	now = GetCurrentTimestamp();
+	judge(request, now, answer);
+
+	if (answer->outcome == CLAIM_CLAIMED &&
+		((pending == NULL && !locked) ||
+		 (answer->has_row && idem_keys_being_written(&answer->row))))
+	{
+		/* A rival's transaction is open; what it does is not known yet. */
+		answer->outcome = CLAIM_IN_PROGRESS;
+		answer->rival_open = !locked;
+		answer->taken_over = false;
+		answer->retry_after = RIVAL_RETRY_US;
+	}
+
+	/*
+	 * A transaction with a snapshot of its own goes on with what that shows
+	 * of its business tables. It must not do so on the word of a key whose
+	 * business rows it cannot see.
+	 */
+	if (!agrees && (answer->outcome == CLAIM_CLAIMED || answer->outcome == CLAIM_REPLAY))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not decide the claim in this transaction's snapshot"),
+				 errdetail("The key was changed after the snapshot was taken."),
+				 errhint("Retry the transaction.")));
+
+	if (answer->outcome == CLAIM_CLAIMED)
+		take(request, now, pending, answer);
+	else if (pending == NULL && locked)
+		idem_lock_release(&request->id);
+}
+
+/*
+ * Sleeps until it is worth looking again; interruptible.
+ */
+static void
+doze(int64 microseconds)
+{
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 (long) Max(microseconds / 1000, 1), PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+}
+
+/*
+ * Tries until the answer is not "in progress" or the wait is over. A rival in
+ * an open transaction is waited for by its lock, a committed claim by looking
+ * again. No key lock is held while asleep. The clock is monotonic.
+ */
+static void
+decide_waiting(const ClaimRequest *request, ClaimAnswer *answer)
+{
+	instr_time start;
+	int64 doze_for = FIRST_LOOK_US;
+	bool locked = false;
+
+	INSTR_TIME_SET_CURRENT(start);
+	for (;;)
+	{
+		instr_time elapsed;
+		int64 left;
+
+		decide(request, locked, answer);
+		locked = false;
+		if (answer->outcome != CLAIM_IN_PROGRESS ||
+			idem_pending_find(&request->id) != NULL)
+			return;
+
+		INSTR_TIME_SET_CURRENT(elapsed);
+		INSTR_TIME_SUBTRACT(elapsed, start);
+		left = request->wait - (int64) INSTR_TIME_GET_MICROSEC(elapsed);
+		if (left <= 0)
+			return;
+
+		if (answer->rival_open)
+			locked = idem_lock_wait_for(&request->id, left);
+		else
+		{
+			doze(Min(Min(left, doze_for), answer->retry_after));
+			doze_for = Min(doze_for * 2, LAST_LOOK_US);
+		}
+	}
+}
+
+static void
+read_request(ClaimRequest *request, FunctionCallInfo fcinfo)
+{
+	idem_identity(&request->id, fcinfo);
+	request->fingerprint = idem_fingerprint_argument(fcinfo, 3, 4);
+	request->ttl = idem_duration(fcinfo, 5, "ttl", 1, IDEM_MAX_TTL_US,
+								 idem_setting_duration(idem_default_ttl *
+													   USECS_PER_SEC));
+	request->lease = idem_duration(fcinfo, 6, "lease", 1, IDEM_MAX_TTL_US, 0);
+	request->wait = idem_duration(fcinfo, 7, "wait", 0, PG_INT64_MAX, 0);
+	request->wait = Min(request->wait, idem_max_wait * INT64CONST(1000));
+	request->claim_id = PG_ARGISNULL(8) ? NULL : PG_GETARG_UUID_P(8);
+	request->hold_if_abandoned = !PG_ARGISNULL(9) && PG_GETARG_BOOL(9);
+	request->note = idem_text_argument(fcinfo, 10, "note");
+
+	if (request->hold_if_abandoned && request->lease == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("hold_if_abandoned needs a lease"),
+				 errhint("Without a lease a crash rolls the claim back, so it is never abandoned.")));
+}
+
+/*
+ * Columns of claim_result. New ones are appended, and an older version of the
+ * type gets the first so many.
+ */
+#define RESULT_COLUMNS 16
+
+static Datum
+build_result(FunctionCallInfo fcinfo, const ClaimAnswer *answer)
+{
+	const KeyRow *row = &answer->row;
+	Datum values[RESULT_COLUMNS] = {0};
+	bool isnull[RESULT_COLUMNS];
+	TupleDesc desc;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	if (desc->natts > RESULT_COLUMNS)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the library of extension \"%s\" is older than its SQL objects",
+						IDEM_EXTENSION_NAME),
+				 errhint("Install the current library and reconnect.")));
+	memset(isnull, true, sizeof(isnull));
+
+#define RETURN_VALUE(i, value) \
+	(values[i] = (value), isnull[i] = false)
+#define RETURN_COLUMN(i, column) \
+	(values[i] = row->values[column], isnull[i] = row->isnull[column])
+
+	RETURN_VALUE(0, CStringGetTextDatum(outcome_names[answer->outcome]));
+	if (answer->outcome == CLAIM_CLAIMED)
+	{
+		if (answer->leased)
+			RETURN_COLUMN(1, KEY_TOKEN);
+		RETURN_COLUMN(4, KEY_RECOVERY_POINT);
+		RETURN_COLUMN(5, KEY_STATE);
+		RETURN_COLUMN(6, KEY_LAST_ERROR);
+	}
+	RETURN_VALUE(3, BoolGetDatum(answer->taken_over));
+	if (answer->outcome == CLAIM_REPLAY)
+	{
+		RETURN_COLUMN(7, KEY_RESPONSE_STATUS);
+		RETURN_COLUMN(8, KEY_RESPONSE_HEADERS);
+		RETURN_COLUMN(9, KEY_RESPONSE_BODY);
+		RETURN_COLUMN(10, KEY_RESPONSE_BYTES);
+		RETURN_COLUMN(14, KEY_COMPLETED_AT);
+	}
+	RETURN_VALUE(11, BoolGetDatum(answer->fingerprint_checked));
+	if (answer->outcome == CLAIM_IN_PROGRESS)
+		RETURN_VALUE(12, Int64GetDatum((answer->retry_after + 999) / 1000));
+	if (answer->has_row)
+	{
+		RETURN_COLUMN(2, KEY_ATTEMPT);
+		RETURN_COLUMN(13, KEY_CREATED_AT);
+		RETURN_COLUMN(15, KEY_EXPIRES_AT);
+	}
+#undef RETURN_VALUE
+#undef RETURN_COLUMN
+
+	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, isnull));
+}
+
+PG_FUNCTION_INFO_V1(idempotency_claim);
+
+/*
+ * SQL claim(). VOLATILE: what it reads must be newer than the snapshot of the
+ * statement that calls it.
+ *
+ * Errors: 22004, 22001, 22023 arguments; 25006 read-only; 40001, 54000 see
+ * decide(); 55P03, 40P01 while waiting; IK006 the response was removed.
+ */
+Datum
+idempotency_claim(PG_FUNCTION_ARGS)
+{
+	ClaimRequest request;
+	ClaimAnswer answer;
+
+	idem_require_writable("claim");
+	read_request(&request, fcinfo);
+	decide_waiting(&request, &answer);
+	if (answer.outcome == CLAIM_REPLAY)
+		idem_report_if_redacted(&answer.row);
+	PG_RETURN_DATUM(build_result(fcinfo, &answer));
+}

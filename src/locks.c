@@ -1,0 +1,175 @@
+/*-------------------------------------------------------------------------
+ *
+ * locks.c
+ *	  The only file that knows how a key becomes a lock.
+ *
+ * The lock is a queue, no more: it lets rivals for a key find out at once
+ * that there is one, or wait for its transaction to end. Who gets the key is
+ * decided by the row and its unique index, so a hash collision costs waiting
+ * and never a wrong answer.
+ *
+ * Locks are heavyweight locks of the advisory kind, transaction-level only.
+ * The fourth field of their tag is a class of our own: pg_advisory_lock()
+ * uses 1 and 2 there (lockfuncs.c), Citus 4 to 15, pg_lake 20 and 21. SQL
+ * cannot reach another class, so no user can hold our locks. They show in
+ * pg_locks with locktype "advisory" and objsubid 18756.
+ *
+ * Locks are taken and given back under the resource owner of the transaction
+ * or savepoint, not of the running query: a lock that was waited for inside a
+ * subtransaction ends up there, and LockRelease() finds it only there.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "idempotency.h"
+
+#include "access/xact.h"
+#include "common/hashfn.h"
+#include "miscadmin.h"
+#include "storage/lock.h"
+#include "storage/proc.h"
+#include "utils/resowner.h"
+
+#define IDEM_LOCK_CLASS 0x4944 /* "ID", 18756 */
+
+/*
+ * Tests build the library with few bits, to make unlike keys collide.
+ */
+#ifndef IDEM_LOCK_HASH_BITS
+#define IDEM_LOCK_HASH_BITS 64
+#endif
+
+/*
+ * 64 bits over the three parts. Each part's length goes into its own hash
+ * (hashfn.c), so that moving a boundary between parts changes the result.
+ */
+uint64
+idem_lock_hash(const KeyIdentity *id)
+{
+	uint64 hash = 0;
+
+#define MIX(part)                                                   \
+	hash = hash_bytes_extended((unsigned char *) VARDATA_ANY(part), \
+							   VARSIZE_ANY_EXHDR(part), hash)
+	MIX(id->scope);
+	MIX(id->operation);
+	MIX(id->key);
+#undef MIX
+	return hash >> (64 - IDEM_LOCK_HASH_BITS);
+}
+
+static LockAcquireResult
+acquire(const KeyIdentity *id, bool dont_wait)
+{
+	LOCKTAG tag;
+	ResourceOwner caller = CurrentResourceOwner;
+	LockAcquireResult result;
+
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, (uint32) (id->hash >> 32),
+						 (uint32) id->hash, IDEM_LOCK_CLASS);
+	/* An error leaves the owner to abort processing, which sets it anew. */
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	result = LockAcquire(&tag, ExclusiveLock, false, dont_wait);
+	CurrentResourceOwner = caller;
+	return result;
+}
+
+/*
+ * Takes the key's lock if nobody else has it. The lock counts how often it
+ * was taken; one that this transaction has already is taken once more.
+ *
+ * Errors: 53200 when the lock table is full.
+ */
+bool
+idem_lock_try(const KeyIdentity *id)
+{
+	return acquire(id, true) != LOCKACQUIRE_NOT_AVAIL;
+}
+
+/*
+ * Takes the key's lock, waiting as for any lock.
+ *
+ * Errors: 55P03 after the user's lock_timeout, 40P01 deadlock, 57014
+ * cancelled, 53200.
+ */
+void
+idem_lock_wait(const KeyIdentity *id)
+{
+	(void) acquire(id, false);
+}
+
+/*
+ * Takes the key's lock, waiting no longer than the given time, and says
+ * whether it got it.
+ *
+ * The bound is lock_timeout's own, set for this one wait: so the wait is part
+ * of deadlock detection and ends the moment that the holder's transaction
+ * does. Its error is caught in a subtransaction, which is rolled back before
+ * anything else may be raised; left open it would make the user's next
+ * ROLLBACK fail. The setting is a plain variable and not transactional, hence
+ * put back on every path. Where the user's own lock_timeout is shorter, that
+ * one rules, with its error.
+ *
+ * Errors: as idem_lock_wait().
+ */
+bool
+idem_lock_wait_for(const KeyIdentity *id, int64 microseconds)
+{
+	MemoryContext caller_context = CurrentMemoryContext;
+	ResourceOwner caller_owner = CurrentResourceOwner;
+	int user_timeout = LockTimeout;
+	int64 bound = Min((microseconds + 999) / 1000, INT_MAX);
+	volatile bool granted = true;
+
+	if (user_timeout > 0 && user_timeout <= bound)
+	{
+		idem_lock_wait(id);
+		return true;
+	}
+
+	BeginInternalSubTransaction(NULL);
+	PG_TRY();
+	{
+		LockTimeout = (int) Max(bound, 1);
+		idem_lock_wait(id);
+		LockTimeout = user_timeout;
+		ReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(caller_context);
+		CurrentResourceOwner = caller_owner;
+	}
+	PG_CATCH();
+	{
+		ErrorData *error;
+
+		LockTimeout = user_timeout;
+		MemoryContextSwitchTo(caller_context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(caller_context);
+		CurrentResourceOwner = caller_owner;
+		if (error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
+			ReThrowError(error);
+		FreeErrorData(error);
+		granted = false;
+	}
+	PG_END_TRY();
+	return granted;
+}
+
+/*
+ * Gives back what one successful call above took. Releasing a
+ * transaction-level lock early is sound as long as nothing was decided under
+ * it, and the counts leave alone what the transaction holds besides.
+ */
+void
+idem_lock_release(const KeyIdentity *id)
+{
+	LOCKTAG tag;
+	ResourceOwner caller = CurrentResourceOwner;
+
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, (uint32) (id->hash >> 32),
+						 (uint32) id->hash, IDEM_LOCK_CLASS);
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	(void) LockRelease(&tag, ExclusiveLock, false);
+	CurrentResourceOwner = caller;
+}

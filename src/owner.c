@@ -1,0 +1,241 @@
+/*-------------------------------------------------------------------------
+ *
+ * owner.c
+ *	  Is this key yours? What complete(), fail(), release(), extend() and
+ *	  their kin ask before they do anything.
+ *
+ * Two ways to own a claim: the running transaction made it, or the caller has
+ * the token of a committed one. A caller with a token takes the key's lock,
+ * waiting for whoever has it, and then looks at the row: a claim that has been
+ * taken over meanwhile has a larger token there, and the late owner gets an
+ * error, so that its transaction cannot commit. The lock is kept to the end of
+ * the transaction, so the answer stays true until then.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "idempotency.h"
+
+#include "access/xact.h"
+
+static void
+pg_attribute_noreturn()
+	report_not_claimed(bool has_token)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_IDEM_NOT_CLAIMED),
+			 errmsg("no open claim of yours on this key"),
+			 has_token ? errhint("The token is not that of an open claim on this key; use the one that claim() returned.") : errhint("Claim the key in this transaction, or pass the token that claim() returned.")));
+}
+
+static void
+pg_attribute_noreturn()
+	report_stale(const char *what)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_IDEM_STALE_CLAIM),
+			 errmsg("the claim is no longer yours"),
+			 errdetail_internal("%s", what),
+			 errhint("Roll back what was done under it, and claim() again to learn how the key stands.")));
+}
+
+static void
+pg_attribute_noreturn()
+	report_held(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_IDEM_HELD),
+			 errmsg("the key is held because the outcome of its work is unknown"),
+			 errhint("Find out what happened, then complete() it with its token or let an operator decide.")));
+}
+
+/*
+ * The unique index had the key though we hold its lock: a caller that takes
+ * no key locks was faster.
+ */
+void
+idem_report_lost_race(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("the key was written by a concurrent transaction"),
+			 errhint("Retry the transaction.")));
+}
+
+/*
+ * Hands out no response that was removed.
+ *
+ * Errors: IK006.
+ */
+void
+idem_report_if_redacted(const KeyRow *row)
+{
+	if (idem_keys_response_gone(row, GetCurrentTimestamp()))
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_REDACTED),
+				 errmsg("the recorded response was removed"),
+				 errdetail("The request was executed; it must not be executed again."),
+				 errhint("Look the result up in your own tables.")));
+}
+
+/*
+ * The token decides whose claim the row is.
+ */
+static void
+check_token(const KeyRow *row, int64 token)
+{
+	int64 current = row->isnull[KEY_TOKEN] ? 0 : DatumGetInt64(row->values[KEY_TOKEN]);
+
+	if (token == current)
+		return;
+	if (token > current && current > 0)
+		report_not_claimed(true);
+	report_stale(row->status == KEY_COMPLETED ? "completed" : "taken_over");
+}
+
+/*
+ * Finds the caller's claim on the key of the first three arguments and locks
+ * it; fills in *own. On return either own->row is an open claim to be changed
+ * and written, or, for OWNER_COMPLETE only, own->completed says that the same
+ * claim has been completed before and own->stored shows how.
+ *
+ * Waits for the key's lock and keeps it. Values of the rows are in the
+ * current memory context.
+ *
+ * Errors: IK001 taken over, completed or forgotten; IK002 never claimed or
+ * closed; IK005 held; 55P03, 40P01, 54000 for the lock; 22xxx arguments.
+ */
+void
+idem_owner_claim(OwnedClaim *own, FunctionCallInfo fcinfo, int token_argno,
+				 OwnerVerb verb)
+{
+	bool has_token = !PG_ARGISNULL(token_argno);
+	int64 token = has_token ? PG_GETARG_INT64(token_argno) : 0;
+	PendingState state = {0};
+
+	idem_identity(&own->id, fcinfo);
+	own->completed = false;
+	own->is_stored = false;
+	own->pending = idem_pending_find(&own->id);
+	if (own->pending != NULL)
+		state = *idem_pending_state(own->pending);
+	own->leased = has_token || state.leased;
+
+	if (has_token ? token <= 0 : (state.status != PENDING_OPEN && state.status != PENDING_COMPLETED && state.status != PENDING_HELD))
+		report_not_claimed(has_token);
+
+	/* A claim of this transaction that so far is only in memory. */
+	if (state.status == PENDING_OPEN && !state.leased)
+	{
+		if (has_token)
+			report_not_claimed(true);
+		own->row = *state.draft;
+		if (state.stored)
+			own->is_stored = idem_keys_find(&own->id, KEYS_NOW, false,
+											&own->stored, NULL);
+		return;
+	}
+
+	if (own->pending == NULL)
+	{
+		idem_pending_check_limit();
+		idem_lock_wait(&own->id);
+	}
+	own->is_stored = idem_keys_find(&own->id, KEYS_NOW, verb == OWNER_COMPLETE,
+									&own->stored, NULL);
+	if (own->pending == NULL)
+		own->pending = idem_pending_keep(&own->id);
+	if (!own->is_stored)
+		report_stale("forgotten");
+	if (own->leased)
+		check_token(&own->stored, has_token ? token : state.token);
+
+	switch (own->stored.status)
+	{
+		case KEY_COMPLETED:
+			if (verb != OWNER_COMPLETE)
+				report_stale("completed");
+			own->completed = true;
+			break;
+		case KEY_FAILED:
+			report_not_claimed(has_token);
+			break;
+		case KEY_IN_PROGRESS:
+		case KEY_HELD:
+			if (verb != OWNER_COMPLETE &&
+				idem_keys_held(&own->stored, GetCurrentTimestamp()))
+				report_held();
+			break;
+	}
+	own->row = own->stored;
+}
+
+/*
+ * Notes how the claim stands now. A leased claim that stays open may have
+ * been made by another transaction: from here on this one knows it, too.
+ */
+static void
+set_status(OwnedClaim *own, PendingStatus status)
+{
+	PendingState state = *idem_pending_state(own->pending);
+
+	state.status = status;
+	if (own->leased)
+	{
+		state.leased = true;
+		state.token = DatumGetInt64(own->row.values[KEY_TOKEN]);
+	}
+	if (status == PENDING_OPEN)
+	{
+		MemoryContext caller = MemoryContextSwitchTo(idem_pending_context());
+
+		state.draft = idem_keys_copy_row(&own->row);
+		MemoryContextSwitchTo(caller);
+	}
+	idem_pending_set(own->pending, &state);
+}
+
+/*
+ * Writes own->row and notes how the claim stands now.
+ *
+ * A completion whose row vanished meanwhile is put in anew: clean-up took the
+ * expired row that the claim was made over. Anything else has nothing to
+ * change any more.
+ *
+ * Errors: IK001 the row is gone; 40001 lost to a caller that takes no locks.
+ */
+void
+idem_owner_write(OwnedClaim *own, PendingStatus status)
+{
+	KeyRow *old = own->is_stored ? &own->stored : NULL;
+
+	/* Tokens never go back, even where the new claim had none. */
+	if (!own->leased && old != NULL && !old->isnull[KEY_TOKEN] &&
+		idem_pending_state(own->pending)->status == PENDING_OPEN)
+		KeyRowSet(&own->row, KEY_TOKEN,
+				  Int64GetDatum(idem_keys_next_token(old)));
+
+	if (!own->leased || own->row.status == KEY_COMPLETED)
+	{
+		if (!idem_keys_write(&own->row, old))
+			idem_report_lost_race();
+	}
+	else if (!idem_keys_update(&own->row, old))
+	{
+		if (IsolationUsesXactSnapshot())
+			idem_report_lost_race();
+		report_stale("forgotten");
+	}
+	set_status(own, status);
+}
+
+/*
+ * Removes the stored row, if the claim has written one, and notes how the
+ * claim stands now.
+ */
+void
+idem_owner_delete(OwnedClaim *own, PendingStatus status)
+{
+	if (own->leased && !idem_keys_delete(&own->stored))
+		idem_report_lost_race();
+	set_status(own, status);
+}

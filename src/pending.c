@@ -1,0 +1,305 @@
+/*-------------------------------------------------------------------------
+ *
+ * pending.c
+ *	  The claims of the running transaction: what has been claimed, how it
+ *	  stands, and how it stood before each open savepoint.
+ *
+ * A claim without a lease writes nothing until it is completed. Until then it
+ * lives here, in memory that ends with the transaction, while its lock keeps
+ * rivals away. That is what makes a key cost one row insert, and what frees
+ * it the moment the transaction fails.
+ *
+ * Savepoints. Every change to a claim made inside a subtransaction first
+ * pushes the previous state on an undo stack, with the nesting level it
+ * belongs to. Rolling back to a savepoint pops and restores; releasing one
+ * hands its entries to the level above. The key's lock is undone by the
+ * server in the same way, and so are rows.
+ *
+ * A claim without a lease that is still open when the transaction is about to
+ * commit or to be prepared means that some branch forgot to complete it: the
+ * business rows would commit, the key would not, and the next repeat would do
+ * the work again. So that is an error, IK004, raised where errors still
+ * abort. Nothing is written there: writing in a pre-commit callback would
+ * skip deferred constraint triggers and could block when statement_timeout is
+ * no longer armed.
+ *
+ * The only state that outlives a call is reset at the end of every
+ * transaction: COMMIT, ABORT and also PREPARE, after which the connection
+ * goes on with a transaction that has claimed nothing.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "idempotency.h"
+
+#include "access/xact.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+
+struct PendingClaim
+{
+	KeyIdentity id; /* own copy */
+	PendingState state;
+	PendingClaim *next; /* unlike key of the same hash */
+};
+
+typedef struct PendingBucket
+{
+	uint64 hash; /* hash key */
+	PendingClaim *first;
+} PendingBucket;
+
+typedef struct PendingUndo
+{
+	int level; /* nesting level that made the change */
+	PendingClaim *claim;
+	bool created; /* no previous state: forget the claim */
+	PendingState state;
+	struct PendingUndo *previous;
+} PendingUndo;
+
+/* All of it lives in TopTransactionContext; see reset(). */
+static HTAB *pending = NULL;
+static PendingUndo *undo = NULL;
+static int nclaims = 0; /* entries, each with its lock */
+static int nopen = 0;   /* without a lease and unfinished */
+
+static void
+reset(void)
+{
+	pending = NULL;
+	undo = NULL;
+	nclaims = 0;
+	nopen = 0;
+}
+
+static bool
+is_left_open(const PendingState *state)
+{
+	return state->status == PENDING_OPEN && !state->leased;
+}
+
+static void
+change(PendingClaim *claim, const PendingState *state)
+{
+	nopen += is_left_open(state) - is_left_open(&claim->state);
+	claim->state = *state;
+}
+
+static void
+remember(PendingClaim *claim, bool created)
+{
+	PendingUndo *entry;
+	int level = GetCurrentTransactionNestLevel();
+
+	/* The outermost level has nothing to go back to but its own end. */
+	if (level <= 1)
+		return;
+	entry = MemoryContextAlloc(TopTransactionContext, sizeof(PendingUndo));
+	entry->level = level;
+	entry->claim = claim;
+	entry->created = created;
+	entry->state = claim->state;
+	entry->previous = undo;
+	undo = entry;
+}
+
+/*
+ * Where what a claim needs until the end of the transaction is kept.
+ */
+MemoryContext
+idem_pending_context(void)
+{
+	return TopTransactionContext;
+}
+
+/*
+ * This transaction's entry for a key, or NULL. Compares whole identities: to
+ * hold the lock already proves nothing, since unlike keys may share it.
+ */
+PendingClaim *
+idem_pending_find(const KeyIdentity *id)
+{
+	PendingBucket *bucket;
+	PendingClaim *claim;
+
+	if (pending == NULL)
+		return NULL;
+	bucket = hash_search(pending, &id->hash, HASH_FIND, NULL);
+	if (bucket == NULL)
+		return NULL;
+	for (claim = bucket->first; claim != NULL; claim = claim->next)
+		if (idem_identity_equal(&claim->id, id))
+			return claim;
+	return NULL;
+}
+
+const PendingState *
+idem_pending_state(const PendingClaim *claim)
+{
+	return &claim->state;
+}
+
+/*
+ * Refuses one key more than a transaction may keep locks for. To be called
+ * before the lock is taken: the lock table is shared by the whole server.
+ *
+ * Errors: 54000.
+ */
+void
+idem_pending_check_limit(void)
+{
+	if (nclaims >= idem_max_claims_per_transaction)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("too many keys in one transaction"),
+				 errdetail("At most %d may be claimed or decided about.",
+						   idem_max_claims_per_transaction),
+				 errhint("Commit more often, or raise \"idempotency.max_claims_per_transaction\" together with \"max_locks_per_transaction\".")));
+}
+
+static text *
+copy_text(const text *source)
+{
+	Size size = VARSIZE_ANY(source);
+	text *copy = MemoryContextAlloc(TopTransactionContext, size);
+
+	memcpy(copy, source, size);
+	return copy;
+}
+
+/*
+ * Makes the entry for a key whose lock this transaction now keeps. The key
+ * must have none yet.
+ */
+PendingClaim *
+idem_pending_keep(const KeyIdentity *id)
+{
+	PendingBucket *bucket;
+	PendingClaim *claim;
+	bool found;
+
+	if (pending == NULL)
+	{
+		HASHCTL info = {0};
+
+		info.keysize = sizeof(uint64);
+		info.entrysize = sizeof(PendingBucket);
+		info.hcxt = TopTransactionContext;
+		pending = hash_create("idempotency pending claims", 16, &info,
+							  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+
+	claim = MemoryContextAllocZero(TopTransactionContext, sizeof(PendingClaim));
+	claim->id.hash = id->hash;
+	claim->id.scope = copy_text(id->scope);
+	claim->id.operation = copy_text(id->operation);
+	claim->id.key = copy_text(id->key);
+	bucket = hash_search(pending, &id->hash, HASH_ENTER, &found);
+	if (!found)
+		bucket->first = NULL;
+	remember(claim, true);
+
+	/* Nothing below can fail, so the undo stack and the table agree. */
+	claim->next = bucket->first;
+	bucket->first = claim;
+	nclaims++;
+	return claim;
+}
+
+/*
+ * Changes how a claim stands, until a rollback of the current savepoint.
+ */
+void
+idem_pending_set(PendingClaim *claim, const PendingState *state)
+{
+	remember(claim, false);
+	change(claim, state);
+}
+
+/*
+ * The claim's savepoint is rolled back, and its lock with it.
+ */
+static void
+forget(PendingClaim *claim)
+{
+	PendingState none = {0};
+	PendingBucket *bucket;
+	PendingClaim **link;
+
+	change(claim, &none);
+	bucket = hash_search(pending, &claim->id.hash, HASH_FIND, NULL);
+	Assert(bucket != NULL);
+	for (link = &bucket->first; *link != claim; link = &(*link)->next)
+		Assert(*link != NULL);
+	*link = claim->next;
+	if (bucket->first == NULL)
+		hash_search(pending, &claim->id.hash, HASH_REMOVE, NULL);
+	nclaims--;
+}
+
+static void
+subtransaction_ends(SubXactEvent event, SubTransactionId mySubid,
+					SubTransactionId parentSubid, void *arg)
+{
+	int level;
+
+	if (undo == NULL)
+		return;
+	level = GetCurrentTransactionNestLevel();
+
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+	{
+		while (undo != NULL && undo->level >= level)
+		{
+			if (undo->created)
+				forget(undo->claim);
+			else
+				change(undo->claim, &undo->state);
+			undo = undo->previous;
+		}
+	}
+	else if (event == SUBXACT_EVENT_COMMIT_SUB)
+	{
+		/*
+		 * Entries stay in order of age, so the newest are on top. Those that
+		 * reach the outermost level are all there are.
+		 */
+		if (level <= 2)
+			undo = NULL;
+		else
+			for (PendingUndo *entry = undo;
+				 entry != NULL && entry->level >= level;
+				 entry = entry->previous)
+				entry->level = level - 1;
+	}
+}
+
+static void
+transaction_ends(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+		case XACT_EVENT_PRE_PREPARE:
+			if (nopen > 0)
+				ereport(ERROR,
+						(errcode(ERRCODE_IDEM_CLAIM_LEFT_OPEN),
+						 errmsg("a claim without a lease was left open at the end of its transaction"),
+						 errhint("Call complete() or fail() in the transaction that claims, or claim with a lease if the work goes on after it.")));
+			break;
+		case XACT_EVENT_COMMIT:
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PREPARE:
+			reset();
+			break;
+		default:
+			break;
+	}
+}
+
+void
+idem_pending_init(void)
+{
+	RegisterXactCallback(transaction_ends, NULL);
+	RegisterSubXactCallback(subtransaction_ends, NULL);
+}

@@ -1,0 +1,119 @@
+/*-------------------------------------------------------------------------
+ *
+ * replay.c
+ *	  Looking without touching: replay() and lookup().
+ *
+ * Both read what their statement sees, take no key lock and work in read-only
+ * transactions and on a hot standby. There they may be behind the primary,
+ * which is one more reason why "no row" never permits the work.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "idempotency.h"
+
+#include "funcapi.h"
+#include "utils/builtins.h"
+
+/*
+ * Finds a key that is alive. Errors: 22004, 22001, 22023 arguments.
+ */
+static bool
+find_live(FunctionCallInfo fcinfo, bool with_response, KeyRow *row)
+{
+	KeyIdentity id;
+
+	idem_identity(&id, fcinfo);
+	return idem_keys_find(&id, KEYS_SNAPSHOT, with_response, row, NULL) &&
+		!idem_keys_expired(row, GetCurrentTimestamp());
+}
+
+/*
+ * Returns one row, made of the first so many columns that the type has.
+ */
+static void
+return_row(ReturnSetInfo *result, Datum *values, bool *isnull, int ncolumns)
+{
+	if (result->setDesc->natts > ncolumns)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the library of extension \"%s\" is older than its SQL objects",
+						IDEM_EXTENSION_NAME),
+				 errhint("Install the current library and reconnect.")));
+	tuplestore_putvalues(result->setResult, result->setDesc, values, isnull);
+}
+
+PG_FUNCTION_INFO_V1(idempotency_replay);
+
+/*
+ * SQL replay(). Errors: IK006 the response was removed.
+ */
+Datum
+idempotency_replay(PG_FUNCTION_ARGS)
+{
+	static const KeyColumn columns[] = {
+		KEY_RESPONSE_STATUS, KEY_RESPONSE_HEADERS, KEY_RESPONSE_BODY,
+		KEY_RESPONSE_BYTES, KEY_CREATED_AT, KEY_COMPLETED_AT, KEY_EXPIRES_AT};
+	Datum values[lengthof(columns)];
+	bool isnull[lengthof(columns)];
+	KeyRow row;
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (!find_live(fcinfo, true, &row) || row.status != KEY_COMPLETED)
+		return (Datum) 0;
+	idem_report_if_redacted(&row);
+
+	for (int i = 0; i < lengthof(columns); i++)
+	{
+		values[i] = row.values[columns[i]];
+		isnull[i] = row.isnull[columns[i]];
+	}
+	return_row((ReturnSetInfo *) fcinfo->resultinfo, values, isnull,
+			   lengthof(columns));
+	return (Datum) 0;
+}
+
+PG_FUNCTION_INFO_V1(idempotency_lookup);
+
+/*
+ * SQL lookup(). Status is what the key counts as now.
+ */
+Datum
+idempotency_lookup(PG_FUNCTION_ARGS)
+{
+	static const KeyColumn columns[] = {
+		KEY_STATUS, KEY_TOKEN, KEY_ATTEMPT, KEY_CLAIM_ID,
+		KEY_NCOLUMNS /* abandoned */, KEY_HOLD_IF_ABANDONED, KEY_FINGERPRINT,
+		KEY_RECOVERY_POINT, KEY_STATE, KEY_LAST_ERROR, KEY_NOTE,
+		KEY_CREATED_AT, KEY_CLAIMED_AT, KEY_CHECKPOINTED_AT, KEY_LOCKED_UNTIL,
+		KEY_COMPLETED_AT, KEY_EXPIRES_AT, KEY_RESPONSE_EXPIRES_AT,
+		KEY_REDACTED_AT};
+	Datum values[lengthof(columns)];
+	bool isnull[lengthof(columns)];
+	TimestampTz now = GetCurrentTimestamp();
+	KeyRow row;
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (!find_live(fcinfo, false, &row))
+		return (Datum) 0;
+
+	if (row.isnull[KEY_CLAIMED_AT])
+		KeyRowSet(&row, KEY_CLAIMED_AT, row.values[KEY_CREATED_AT]);
+	if (row.isnull[KEY_HOLD_IF_ABANDONED])
+		KeyRowSet(&row, KEY_HOLD_IF_ABANDONED, BoolGetDatum(false));
+	for (int i = 0; i < lengthof(columns); i++)
+	{
+		if (columns[i] == KEY_NCOLUMNS)
+		{
+			values[i] = BoolGetDatum(idem_keys_lapsed(&row, now));
+			isnull[i] = false;
+			continue;
+		}
+		values[i] = row.values[columns[i]];
+		isnull[i] = row.isnull[columns[i]];
+	}
+	if (idem_keys_held(&row, now))
+		values[0] = CStringGetTextDatum(idem_keys_status_name(KEY_HELD));
+	return_row((ReturnSetInfo *) fcinfo->resultinfo, values, isnull,
+			   lengthof(columns));
+	return (Datum) 0;
+}
