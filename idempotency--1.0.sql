@@ -61,6 +61,23 @@ CREATE TABLE idempotency.idempotency_keys
 CREATE INDEX idempotency_keys_expires_at_idx
 	ON idempotency.idempotency_keys (expires_at);
 
+-- Clean-up of claims that nobody finished, and health(), need them quickly
+-- among millions of completed ones. A key that is completed in its own
+-- transaction never enters this index.
+CREATE INDEX idempotency_keys_unfinished_idx
+	ON idempotency.idempotency_keys (operation)
+	WHERE status OPERATOR(pg_catalog.=) ANY
+		(ARRAY['in_progress', 'held']::pg_catalog.text[]);
+COMMENT ON INDEX idempotency.idempotency_keys_unfinished_idx IS
+	'Claims in progress and held keys, for claim_abandoned(), the view abandoned and health()';
+
+-- Responses that go earlier than their keys.
+CREATE INDEX idempotency_keys_response_expires_at_idx
+	ON idempotency.idempotency_keys (response_expires_at)
+	WHERE response_expires_at IS NOT NULL;
+COMMENT ON INDEX idempotency.idempotency_keys_response_expires_at_idx IS
+	'What clean-up walks along to remove responses before their keys';
+
 COMMENT ON TABLE idempotency.idempotency_keys IS
 	'One row per idempotency key. Written by the functions of this schema only; read it freely as an operator';
 COMMENT ON COLUMN idempotency.idempotency_keys.created_at IS
@@ -122,6 +139,97 @@ COMMENT ON INDEX idempotency.idempotency_keys_expires_at_idx IS
 
 SELECT pg_catalog.pg_extension_config_dump('idempotency.token_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('idempotency.idempotency_keys', '');
+
+-- Lifetimes and rules per operation. Intervals, so that it reads well; they
+-- are stored as a fixed number of hours, minutes and seconds.
+CREATE TABLE idempotency.policies
+(
+	operation			pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+	ttl					pg_catalog.interval,
+	failed_ttl			pg_catalog.interval,
+	response_ttl		pg_catalog.interval,
+	lease				pg_catalog.interval,
+	hold_if_abandoned	pg_catalog.bool,
+	max_attempts		pg_catalog.int4,
+	CONSTRAINT policies_pkey PRIMARY KEY (operation)
+);
+COMMENT ON TABLE idempotency.policies IS
+	'Lifetimes and rules per operation; written by set_policy() and drop_policy(). NULL means the setting';
+COMMENT ON COLUMN idempotency.policies.operation IS
+	'The operation that the policy is for';
+COMMENT ON COLUMN idempotency.policies.ttl IS
+	'How long a key is remembered, counted from the claim';
+COMMENT ON COLUMN idempotency.policies.failed_ttl IS
+	'How long a failed key is remembered';
+COMMENT ON COLUMN idempotency.policies.response_ttl IS
+	'How long a response is kept, if less long than its key';
+COMMENT ON COLUMN idempotency.policies.lease IS
+	'Length of the lease that extend() and checkpoint() renew without being told a length';
+COMMENT ON COLUMN idempotency.policies.hold_if_abandoned IS
+	'True: a claim with a lease that lapses is held for a person to decide';
+COMMENT ON COLUMN idempotency.policies.max_attempts IS
+	'After so many attempts the key is held';
+COMMENT ON CONSTRAINT policies_pkey ON idempotency.policies IS
+	'One policy per operation';
+
+-- Which scopes a role may use.
+CREATE TABLE idempotency.role_bindings
+(
+	role			pg_catalog.regrole NOT NULL,
+	scope_pattern	pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+	CONSTRAINT role_bindings_pkey PRIMARY KEY (role, scope_pattern)
+);
+COMMENT ON TABLE idempotency.role_bindings IS
+	'Roles that may only use scopes that match one of their patterns; written by bind_role() and unbind_role()';
+COMMENT ON COLUMN idempotency.role_bindings.role IS
+	'The role; who has its privileges is bound with it';
+COMMENT ON COLUMN idempotency.role_bindings.scope_pattern IS
+	'Pattern as for LIKE';
+COMMENT ON CONSTRAINT role_bindings_pkey ON idempotency.role_bindings IS
+	'Each pattern once per role';
+
+-- What each clean-up did. Bounded: a run removes what is older than the last
+-- thousand. Not dumped; it is this server''s own history.
+CREATE TABLE idempotency.cleanup_runs
+(
+	id			pg_catalog.int8 GENERATED ALWAYS AS IDENTITY,
+	started_at	pg_catalog.timestamptz NOT NULL,
+	finished_at	pg_catalog.timestamptz NOT NULL,
+	started_by	pg_catalog.text NOT NULL,
+	deleted		pg_catalog.int8 NOT NULL,
+	redacted	pg_catalog.int8 NOT NULL,
+	batches		pg_catalog.int4 NOT NULL,
+	sqlstate	pg_catalog.text,
+	error		pg_catalog.text,
+	CONSTRAINT cleanup_runs_pkey PRIMARY KEY (id)
+);
+COMMENT ON TABLE idempotency.cleanup_runs IS
+	'What the last thousand clean-ups of this database did';
+COMMENT ON COLUMN idempotency.cleanup_runs.id IS
+	'Number of the run';
+COMMENT ON COLUMN idempotency.cleanup_runs.started_at IS
+	'When it began';
+COMMENT ON COLUMN idempotency.cleanup_runs.finished_at IS
+	'When it ended';
+COMMENT ON COLUMN idempotency.cleanup_runs.started_by IS
+	'worker: the background worker; maintain: a CALL, such as pg_cron''s';
+COMMENT ON COLUMN idempotency.cleanup_runs.deleted IS
+	'Keys that were deleted';
+COMMENT ON COLUMN idempotency.cleanup_runs.redacted IS
+	'Responses that were removed before their keys';
+COMMENT ON COLUMN idempotency.cleanup_runs.batches IS
+	'Transactions that it took';
+COMMENT ON COLUMN idempotency.cleanup_runs.sqlstate IS
+	'SQLSTATE of the error that ended it; NULL if it came to its end';
+COMMENT ON COLUMN idempotency.cleanup_runs.error IS
+	'Message of that error';
+COMMENT ON CONSTRAINT cleanup_runs_pkey ON idempotency.cleanup_runs IS
+	'Number of the run';
+COMMENT ON SEQUENCE idempotency.cleanup_runs_id_seq IS
+	'Numbers of the runs';
+
+SELECT pg_catalog.pg_extension_config_dump('idempotency.policies', '');
+SELECT pg_catalog.pg_extension_config_dump('idempotency.role_bindings', '');
 
 ------------------------------------------------------------------------------
 -- Results. Columns are only ever appended.
@@ -413,6 +521,143 @@ LANGUAGE C STABLE CALLED ON NULL INPUT PARALLEL SAFE;
 COMMENT ON FUNCTION idempotency.effect_key IS
 	'The idempotency key to hand to an outside party: the same for every attempt of this work, another for each step';
 
+CREATE FUNCTION idempotency.checkpoint(
+	scope pg_catalog.text,
+	operation pg_catalog.text,
+	key pg_catalog.text,
+	recovery_point pg_catalog.text,
+	state pg_catalog.jsonb DEFAULT NULL,
+	token pg_catalog.int8 DEFAULT NULL,
+	lease pg_catalog.interval DEFAULT NULL)
+RETURNS pg_catalog.timestamptz
+AS 'MODULE_PATHNAME', 'idempotency_checkpoint'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.checkpoint IS
+	'Records how far the work got, for whoever takes over, and renews the lease';
+
+CREATE FUNCTION idempotency.hold(
+	scope pg_catalog.text,
+	operation pg_catalog.text,
+	key pg_catalog.text,
+	reason pg_catalog.text DEFAULT NULL,
+	token pg_catalog.int8 DEFAULT NULL)
+RETURNS pg_catalog.bool
+AS 'MODULE_PATHNAME', 'idempotency_hold'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.hold IS
+	'The outcome is unknown: nobody gets the key until its owner completes it with the token or a person decides';
+
+CREATE FUNCTION idempotency.resolve(
+	scope pg_catalog.text,
+	operation pg_catalog.text,
+	key pg_catalog.text,
+	decision pg_catalog.text,
+	note pg_catalog.text DEFAULT NULL)
+RETURNS pg_catalog.bool
+AS 'MODULE_PATHNAME', 'idempotency_resolve'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.resolve IS
+	'A person decides about a held or abandoned key: retry or forget. A known result is recorded by complete() with the token that lookup() shows';
+
+CREATE FUNCTION idempotency.once(
+	scope pg_catalog.text,
+	operation pg_catalog.text,
+	key pg_catalog.text,
+	ttl pg_catalog.interval DEFAULT NULL,
+	wait pg_catalog.interval DEFAULT NULL)
+RETURNS pg_catalog.bool
+AS 'MODULE_PATHNAME', 'idempotency_once'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.once IS
+	'For consumers of events, inside their own transaction: true the first time, false ever after';
+
+CREATE FUNCTION idempotency.once_batch(
+	scope pg_catalog.text,
+	operation pg_catalog.text,
+	keys pg_catalog.text[],
+	ttl pg_catalog.interval DEFAULT NULL,
+	OUT key pg_catalog.text,
+	OUT first pg_catalog.bool)
+RETURNS SETOF pg_catalog.record
+AS 'MODULE_PATHNAME', 'idempotency_once_batch'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE ROWS 1000;
+COMMENT ON FUNCTION idempotency.once_batch IS
+	'once() for many keys in one statement, in the order given';
+
+CREATE FUNCTION idempotency.run(
+	scope pg_catalog.text,
+	operation pg_catalog.text,
+	key pg_catalog.text,
+	command pg_catalog.text,
+	args pg_catalog.jsonb DEFAULT NULL,
+	request pg_catalog.jsonb DEFAULT NULL,
+	ttl pg_catalog.interval DEFAULT NULL,
+	wait pg_catalog.interval DEFAULT NULL)
+RETURNS idempotency.claim_result
+AS 'MODULE_PATHNAME', 'idempotency_run'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.run IS
+	'Claims the key, executes the command as the caller, with args as $1, and records its result, in one call; a repeat replays';
+
+CREATE FUNCTION idempotency.claim_abandoned(
+	operation pg_catalog.text DEFAULT NULL,
+	lease pg_catalog.interval DEFAULT NULL,
+	max_rows pg_catalog.int4 DEFAULT NULL,
+	OUT scope pg_catalog.text,
+	OUT operation pg_catalog.text,
+	OUT key pg_catalog.text,
+	OUT token pg_catalog.int8,
+	OUT attempt pg_catalog.int4,
+	OUT recovery_point pg_catalog.text,
+	OUT state pg_catalog.jsonb)
+RETURNS SETOF pg_catalog.record
+AS 'MODULE_PATHNAME', 'idempotency_claim_abandoned'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE ROWS 100;
+COMMENT ON FUNCTION idempotency.claim_abandoned IS
+	'Takes over claims whose owners are gone, so that their work is driven to its end';
+
+CREATE FUNCTION idempotency.redact(
+	scope pg_catalog.text,
+	operation pg_catalog.text,
+	key pg_catalog.text)
+RETURNS pg_catalog.bool
+AS 'MODULE_PATHNAME', 'idempotency_redact'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.redact IS
+	'Removes response, state and error of a finished key and keeps the rest: a repeat is still recognised';
+
+CREATE FUNCTION idempotency.redact_scope(
+	scope pg_catalog.text)
+RETURNS pg_catalog.int8
+AS 'MODULE_PATHNAME', 'idempotency_redact_scope'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.redact_scope IS
+	'The same for all finished keys of a scope; says how many';
+
+CREATE FUNCTION idempotency.forget_scope_on_delete()
+RETURNS pg_catalog.trigger
+AS 'MODULE_PATHNAME', 'idempotency_forget_scope_on_delete'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.forget_scope_on_delete IS
+	'AFTER DELETE trigger for a table of tenants: their keys go with them. Its argument names the column that is the scope';
+
+CREATE FUNCTION idempotency.import_completed(
+	scope pg_catalog.text,
+	operation pg_catalog.text,
+	key pg_catalog.text,
+	response_status pg_catalog.int4 DEFAULT NULL,
+	response_body pg_catalog.text DEFAULT NULL,
+	response_headers pg_catalog.jsonb DEFAULT NULL,
+	response_bytes pg_catalog.bytea DEFAULT NULL,
+	created_at pg_catalog.timestamptz DEFAULT NULL,
+	completed_at pg_catalog.timestamptz DEFAULT NULL,
+	expires_at pg_catalog.timestamptz DEFAULT NULL)
+RETURNS pg_catalog.bool
+AS 'MODULE_PATHNAME', 'idempotency_import_completed'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.import_completed IS
+	'Puts in a key that was completed elsewhere, for moving over from a home-grown table; false if it is known here or has expired';
+
 CREATE FUNCTION idempotency.cleanup(
 	older_than pg_catalog.interval DEFAULT NULL,
 	max_rows pg_catalog.int8 DEFAULT NULL)
@@ -421,6 +666,274 @@ AS 'MODULE_PATHNAME', 'idempotency_cleanup'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 COMMENT ON FUNCTION idempotency.cleanup IS
 	'Deletes keys that expired at least older_than ago, here and now, and says how many';
+
+------------------------------------------------------------------------------
+-- Rules per operation and role
+------------------------------------------------------------------------------
+
+CREATE FUNCTION idempotency.config_changed()
+RETURNS pg_catalog.trigger
+AS 'MODULE_PATHNAME', 'idempotency_config_changed'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.config_changed IS
+	'Tells every connection that policies or role_bindings have changed';
+
+-- ALWAYS: logical replication applies rows in a session that skips others.
+CREATE TRIGGER config_changed
+	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON idempotency.policies
+	FOR EACH STATEMENT EXECUTE FUNCTION idempotency.config_changed();
+ALTER TABLE idempotency.policies ENABLE ALWAYS TRIGGER config_changed;
+COMMENT ON TRIGGER config_changed ON idempotency.policies IS
+	'Tells every connection that the table has changed';
+
+-- ALWAYS: logical replication applies rows in a session that skips others.
+CREATE TRIGGER config_changed
+	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON idempotency.role_bindings
+	FOR EACH STATEMENT EXECUTE FUNCTION idempotency.config_changed();
+ALTER TABLE idempotency.role_bindings ENABLE ALWAYS TRIGGER config_changed;
+COMMENT ON TRIGGER config_changed ON idempotency.role_bindings IS
+	'Tells every connection that the table has changed';
+
+CREATE FUNCTION idempotency.set_policy(
+	operation pg_catalog.text,
+	ttl pg_catalog.interval DEFAULT NULL,
+	failed_ttl pg_catalog.interval DEFAULT NULL,
+	response_ttl pg_catalog.interval DEFAULT NULL,
+	lease pg_catalog.interval DEFAULT NULL,
+	hold_if_abandoned pg_catalog.bool DEFAULT NULL,
+	max_attempts pg_catalog.int4 DEFAULT NULL)
+RETURNS pg_catalog.bool
+AS 'MODULE_PATHNAME', 'idempotency_set_policy'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.set_policy IS
+	'Sets lifetimes and rules for an operation, replacing its whole policy; what is left out means the setting';
+
+CREATE FUNCTION idempotency.drop_policy(
+	operation pg_catalog.text)
+RETURNS pg_catalog.bool
+AS 'MODULE_PATHNAME', 'idempotency_drop_policy'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.drop_policy IS
+	'Removes the policy of an operation; true if there was one';
+
+CREATE FUNCTION idempotency.bind_role(
+	role pg_catalog.regrole,
+	scope_pattern pg_catalog.text)
+RETURNS pg_catalog.bool
+AS 'MODULE_PATHNAME', 'idempotency_bind_role'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.bind_role IS
+	'From now on the role can only use scopes that match the pattern, or another that it is bound to';
+
+CREATE FUNCTION idempotency.unbind_role(
+	role pg_catalog.regrole)
+RETURNS pg_catalog.bool
+AS 'MODULE_PATHNAME', 'idempotency_unbind_role'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.unbind_role IS
+	'Removes all bindings of a role; true if there were any';
+
+------------------------------------------------------------------------------
+-- Maintenance, and seeing it work
+------------------------------------------------------------------------------
+
+CREATE PROCEDURE idempotency.maintain()
+AS 'MODULE_PATHNAME', 'idempotency_maintain'
+LANGUAGE C;
+COMMENT ON PROCEDURE idempotency.maintain IS
+	'Deletes expired keys and responses, committing each batch; what the background worker does';
+
+CREATE FUNCTION idempotency.request_cleanup()
+RETURNS pg_catalog.bool
+AS 'MODULE_PATHNAME', 'idempotency_request_cleanup'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.request_cleanup IS
+	'Asks the background worker to clean up all databases now; false if it is not running';
+
+CREATE FUNCTION idempotency.schedule_cleanup(
+	schedule pg_catalog.text DEFAULT NULL)
+RETURNS pg_catalog.int8
+AS 'MODULE_PATHNAME', 'idempotency_schedule_cleanup'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.schedule_cleanup IS
+	'Has pg_cron call maintain(), hourly or by another cron schedule, as job idempotency-cleanup; returns its number';
+
+CREATE FUNCTION idempotency.unschedule_cleanup()
+RETURNS pg_catalog.bool
+AS 'MODULE_PATHNAME', 'idempotency_unschedule_cleanup'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.unschedule_cleanup IS
+	'Removes the job of schedule_cleanup(); true if there was one';
+
+CREATE FUNCTION idempotency.stats_data(
+	OUT database_id pg_catalog.oid,
+	OUT database pg_catalog.text,
+	OUT claims pg_catalog.int8,
+	OUT replays pg_catalog.int8,
+	OUT conflicts pg_catalog.int8,
+	OUT mismatches pg_catalog.int8,
+	OUT takeovers pg_catalog.int8,
+	OUT completions pg_catalog.int8,
+	OUT failures pg_catalog.int8,
+	OUT deleted pg_catalog.int8,
+	OUT last_cleanup pg_catalog.timestamptz,
+	OUT last_cleanup_deleted pg_catalog.int8)
+RETURNS SETOF pg_catalog.record
+AS 'MODULE_PATHNAME', 'idempotency_stats_data'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED ROWS 10;
+COMMENT ON FUNCTION idempotency.stats_data IS
+	'Counters of every database of this server; see the view stats';
+
+CREATE FUNCTION idempotency.stats_reset()
+RETURNS pg_catalog.bool
+AS 'MODULE_PATHNAME', 'idempotency_stats_reset'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.stats_reset IS
+	'Sets the counters of this database to zero';
+
+CREATE FUNCTION idempotency.health(
+	OUT check_name pg_catalog.text,
+	OUT status pg_catalog.text,
+	OUT value pg_catalog.int8,
+	OUT threshold pg_catalog.int8,
+	OUT detail pg_catalog.text)
+RETURNS SETOF pg_catalog.record
+AS 'MODULE_PATHNAME', 'idempotency_health'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE ROWS 10;
+COMMENT ON FUNCTION idempotency.health IS
+	'Is everything as it should be? One row per check, ok, warn or critical; thresholds are the settings idempotency.warn_*';
+
+CREATE VIEW idempotency.stats AS
+SELECT d.database_id, d.database, d.claims, d.replays, d.conflicts, d.mismatches,
+	d.takeovers, d.completions, d.failures, d.deleted,
+	CASE WHEN d.claims OPERATOR(pg_catalog.+) d.replays OPERATOR(pg_catalog.>) 0
+		THEN pg_catalog.round((100.0 OPERATOR(pg_catalog.*) d.replays)
+			OPERATOR(pg_catalog./) (d.claims OPERATOR(pg_catalog.+) d.replays), 2)::pg_catalog.float8
+	END AS hit_rate_percent,
+	d.last_cleanup, d.last_cleanup_deleted
+FROM idempotency.stats_data() AS d;
+COMMENT ON VIEW idempotency.stats IS
+	'Counters of every database since the server started or stats_reset(); they count answers, not commits';
+COMMENT ON COLUMN idempotency.stats.database_id IS
+	'Its OID';
+COMMENT ON COLUMN idempotency.stats.database IS
+	'Its name';
+COMMENT ON COLUMN idempotency.stats.claims IS
+	'Answers claimed, and first times of once()';
+COMMENT ON COLUMN idempotency.stats.replays IS
+	'Answers replay: duplicates that were found';
+COMMENT ON COLUMN idempotency.stats.conflicts IS
+	'Answers in_progress and held';
+COMMENT ON COLUMN idempotency.stats.mismatches IS
+	'Answers mismatch: keys used for another request';
+COMMENT ON COLUMN idempotency.stats.takeovers IS
+	'Claims that were taken over from an owner who vanished';
+COMMENT ON COLUMN idempotency.stats.completions IS
+	'Responses recorded';
+COMMENT ON COLUMN idempotency.stats.failures IS
+	'Failures reported by fail()';
+COMMENT ON COLUMN idempotency.stats.deleted IS
+	'Expired keys deleted';
+COMMENT ON COLUMN idempotency.stats.hit_rate_percent IS
+	'Replays among claims and replays, in percent';
+COMMENT ON COLUMN idempotency.stats.last_cleanup IS
+	'When clean-up last ended there';
+COMMENT ON COLUMN idempotency.stats.last_cleanup_deleted IS
+	'How many keys it deleted';
+
+CREATE VIEW idempotency.keys_by_operation AS
+SELECT k.operation, k.status, pg_catalog.count(*) AS keys,
+	pg_catalog.count(*) FILTER (WHERE k.expires_at OPERATOR(pg_catalog.<=)
+		pg_catalog.statement_timestamp()) AS expired,
+	pg_catalog.min(k.created_at) AS oldest,
+	pg_catalog.max(k.created_at) AS newest
+FROM idempotency.idempotency_keys AS k
+GROUP BY k.operation, k.status;
+COMMENT ON VIEW idempotency.keys_by_operation IS
+	'Number of keys by operation and status; reads the whole table';
+COMMENT ON COLUMN idempotency.keys_by_operation.operation IS
+	'The operation';
+COMMENT ON COLUMN idempotency.keys_by_operation.status IS
+	'completed, in_progress, failed or held';
+COMMENT ON COLUMN idempotency.keys_by_operation.keys IS
+	'Number of rows';
+COMMENT ON COLUMN idempotency.keys_by_operation.expired IS
+	'How many of them have expired and wait to be deleted';
+COMMENT ON COLUMN idempotency.keys_by_operation.oldest IS
+	'First claim of the oldest';
+COMMENT ON COLUMN idempotency.keys_by_operation.newest IS
+	'First claim of the newest';
+
+CREATE VIEW idempotency.abandoned AS
+SELECT k.scope, k.operation, k.key,
+	CASE WHEN k.hold_if_abandoned THEN 'held'::pg_catalog.text ELSE k.status END AS status,
+	k.token, k.attempt, k.recovery_point, k.state, k.last_error, k.note,
+	k.created_at, COALESCE(k.claimed_at, k.created_at) AS claimed_at,
+	k.checkpointed_at, k.locked_until
+FROM idempotency.idempotency_keys AS k
+WHERE (k.status OPERATOR(pg_catalog.=) 'in_progress'::pg_catalog.text
+		AND k.locked_until OPERATOR(pg_catalog.<=) pg_catalog.statement_timestamp())
+	OR k.status OPERATOR(pg_catalog.=) 'held'::pg_catalog.text;
+COMMENT ON VIEW idempotency.abandoned IS
+	'What waits for somebody: claims whose owner is gone, and held keys, with what a person needs to decide';
+COMMENT ON COLUMN idempotency.abandoned.scope IS
+	'Who asked';
+COMMENT ON COLUMN idempotency.abandoned.operation IS
+	'What was asked';
+COMMENT ON COLUMN idempotency.abandoned.key IS
+	'Which request';
+COMMENT ON COLUMN idempotency.abandoned.status IS
+	'in_progress: the next claim takes it over; held: a person decides';
+COMMENT ON COLUMN idempotency.abandoned.token IS
+	'Token to complete it with';
+COMMENT ON COLUMN idempotency.abandoned.attempt IS
+	'Number of the attempt';
+COMMENT ON COLUMN idempotency.abandoned.recovery_point IS
+	'The last step that the work has safely passed';
+COMMENT ON COLUMN idempotency.abandoned.state IS
+	'What it left to go on from there';
+COMMENT ON COLUMN idempotency.abandoned.last_error IS
+	'What was reported last';
+COMMENT ON COLUMN idempotency.abandoned.note IS
+	'A remark of the claimer';
+COMMENT ON COLUMN idempotency.abandoned.created_at IS
+	'When the key was first claimed';
+COMMENT ON COLUMN idempotency.abandoned.claimed_at IS
+	'When this attempt was claimed';
+COMMENT ON COLUMN idempotency.abandoned.checkpointed_at IS
+	'When recovery_point was recorded';
+COMMENT ON COLUMN idempotency.abandoned.locked_until IS
+	'When the lease lapsed';
+
+CREATE VIEW idempotency.effective_policies AS
+SELECT p.operation,
+	pg_catalog.date_part('epoch', COALESCE(p.ttl, pg_catalog.current_setting('idempotency.default_ttl')::pg_catalog.interval)) AS ttl_seconds,
+	pg_catalog.date_part('epoch', COALESCE(p.failed_ttl, pg_catalog.current_setting('idempotency.failed_ttl')::pg_catalog.interval)) AS failed_ttl_seconds,
+	pg_catalog.date_part('epoch', p.response_ttl) AS response_ttl_seconds,
+	pg_catalog.date_part('epoch', COALESCE(p.lease, pg_catalog.current_setting('idempotency.default_lease')::pg_catalog.interval)) AS lease_seconds,
+	COALESCE(p.hold_if_abandoned, false) AS hold_if_abandoned,
+	p.max_attempts
+FROM (SELECT q.operation, q.ttl, q.failed_ttl, q.response_ttl, q.lease,
+		q.hold_if_abandoned, q.max_attempts
+	FROM idempotency.policies AS q
+	UNION ALL
+	SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL) AS p;
+COMMENT ON VIEW idempotency.effective_policies IS
+	'What holds for each operation, settings filled in, for publishing; operation NULL: all others';
+COMMENT ON COLUMN idempotency.effective_policies.operation IS
+	'The operation; NULL: every one without a policy';
+COMMENT ON COLUMN idempotency.effective_policies.ttl_seconds IS
+	'How long a key is remembered';
+COMMENT ON COLUMN idempotency.effective_policies.failed_ttl_seconds IS
+	'How long a failed key is remembered';
+COMMENT ON COLUMN idempotency.effective_policies.response_ttl_seconds IS
+	'How long a response is kept; NULL: as long as its key';
+COMMENT ON COLUMN idempotency.effective_policies.lease_seconds IS
+	'Length of a lease that is renewed without being told a length';
+COMMENT ON COLUMN idempotency.effective_policies.hold_if_abandoned IS
+	'Whether abandoned claims are held';
+COMMENT ON COLUMN idempotency.effective_policies.max_attempts IS
+	'After so many attempts the key is held; NULL: no limit';
 
 ------------------------------------------------------------------------------
 -- Privileges. Nobody gets anything by default; three calls hand it out.

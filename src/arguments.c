@@ -30,8 +30,11 @@ identity_part(FunctionCallInfo fcinfo, int argno, const char *name)
 	return PG_GETARG_TEXT_PP(argno);
 }
 
-static void
-check_identity_part(text *part, const char *name)
+/*
+ * Errors: 22023 empty; 22001 longer than max_key_length bytes.
+ */
+void
+idem_check_identity_part(text *part, const char *name)
 {
 	int len = VARSIZE_ANY_EXHDR(part);
 
@@ -52,7 +55,8 @@ check_identity_part(text *part, const char *name)
 /*
  * The identity, which is always the first three arguments.
  *
- * Errors: 22004 null, 22023 empty, 22001 longer than max_key_length bytes.
+ * Errors: 22004 null, 22023 empty, 22001 longer than max_key_length bytes;
+ * 42501 a scope that the role may not use.
  */
 void
 idem_identity(KeyIdentity *id, FunctionCallInfo fcinfo)
@@ -62,6 +66,7 @@ idem_identity(KeyIdentity *id, FunctionCallInfo fcinfo)
 	text *key = identity_part(fcinfo, 2, "key");
 
 	idem_identity_build(id, scope, operation, key);
+	idem_binding_check(scope);
 }
 
 /*
@@ -70,9 +75,9 @@ idem_identity(KeyIdentity *id, FunctionCallInfo fcinfo)
 void
 idem_identity_build(KeyIdentity *id, text *scope, text *operation, text *key)
 {
-	check_identity_part(scope, "scope");
-	check_identity_part(operation, "operation");
-	check_identity_part(key, "key");
+	idem_check_identity_part(scope, "scope");
+	idem_check_identity_part(operation, "operation");
+	idem_check_identity_part(key, "key");
 	id->scope = scope;
 	id->operation = operation;
 	id->key = key;
@@ -87,27 +92,28 @@ idem_scope_argument(FunctionCallInfo fcinfo)
 {
 	text *scope = identity_part(fcinfo, 0, "scope");
 
-	check_identity_part(scope, "scope");
+	idem_check_identity_part(scope, "scope");
+	idem_binding_check(scope);
 	return scope;
 }
 
-static bool
-texts_equal(const text *a, const text *b)
+/*
+ * Bytewise, as the "C" collation of the columns compares.
+ */
+bool
+idem_texts_equal(const text *a, const text *b)
 {
 	return VARSIZE_ANY_EXHDR(a) == VARSIZE_ANY_EXHDR(b) &&
 		memcmp(VARDATA_ANY(a), VARDATA_ANY(b), VARSIZE_ANY_EXHDR(a)) == 0;
 }
 
-/*
- * Bytewise, as the "C" collation of the columns compares them.
- */
 bool
 idem_identity_equal(const KeyIdentity *a, const KeyIdentity *b)
 {
 	return a->hash == b->hash &&
-		texts_equal(a->key, b->key) &&
-		texts_equal(a->scope, b->scope) &&
-		texts_equal(a->operation, b->operation);
+		idem_texts_equal(a->key, b->key) &&
+		idem_texts_equal(a->scope, b->scope) &&
+		idem_texts_equal(a->operation, b->operation);
 }
 
 /*
@@ -135,6 +141,22 @@ idem_text_argument(FunctionCallInfo fcinfo, int argno, const char *name)
 }
 
 /*
+ * An interval as a fixed number of microseconds: a day has 24 hours and a
+ * month 30 days. PG_INT64_MAX if that is out of range.
+ */
+int64
+idem_interval_us(const Interval *span)
+{
+	int64 result;
+
+	if (pg_mul_s64_overflow((int64) span->month * DAYS_PER_MONTH + span->day,
+							USECS_PER_DAY, &result) ||
+		pg_add_s64_overflow(result, span->time, &result))
+		return PG_INT64_MAX;
+	return result;
+}
+
+/*
  * A duration in microseconds, or "otherwise" if it is not given.
  *
  * An interval is not a number: its months and days vary, and intervals that
@@ -148,16 +170,12 @@ int64
 idem_duration(FunctionCallInfo fcinfo, int argno, const char *name,
 			  int64 minimum, int64 maximum, int64 otherwise)
 {
-	Interval *span;
-	int64 days;
 	int64 result;
 
 	if (PG_ARGISNULL(argno))
 		return otherwise;
-	span = PG_GETARG_INTERVAL_P(argno);
-	days = (int64) span->month * DAYS_PER_MONTH + span->day;
-	if (pg_mul_s64_overflow(days, USECS_PER_DAY, &result) ||
-		pg_add_s64_overflow(result, span->time, &result))
+	result = idem_interval_us(PG_GETARG_INTERVAL_P(argno));
+	if (result == PG_INT64_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s is out of range", name),
@@ -174,15 +192,6 @@ idem_duration(FunctionCallInfo fcinfo, int argno, const char *name,
 				 errhint("At most %lld seconds are allowed; the limit is set by \"idempotency.max_ttl\".",
 						 (long long) (maximum / USECS_PER_SEC))));
 	return result;
-}
-
-/*
- * A duration that comes from a setting, kept within the superuser's limit.
- */
-int64
-idem_setting_duration(int64 microseconds)
-{
-	return Min(microseconds, IDEM_MAX_TTL_US);
 }
 
 /*

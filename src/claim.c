@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * claim.c
- *	  claim(): may I do this work?
+ *	  May I do this work? claim(), and the decision that once(), run() and
+ *	  claim_abandoned() ask for, too.
  *
  * The decision, in order: take the key's lock without waiting; read the row
  * and the clock afresh; judge. "Yours" keeps the lock until the transaction
@@ -24,37 +25,10 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "portability/instr_time.h"
-#include "storage/latch.h"
 #include "utils/builtins.h"
-#include "utils/wait_event.h"
 
 /* When to ask again if the rival's transaction is open: nobody knows. */
 #define RIVAL_RETRY_US (1000 * INT64CONST(1000))
-
-/* How often a waiter looks at a committed claim: from, doubling up to. */
-#define FIRST_LOOK_US (5 * INT64CONST(1000))
-#define LAST_LOOK_US (250 * INT64CONST(1000))
-
-typedef struct ClaimRequest
-{
-	KeyIdentity id;
-	bytea *fingerprint;  /* or NULL */
-	int64 ttl;           /* microseconds, as all durations here */
-	int64 lease;         /* 0: none */
-	int64 wait;          /* 0: do not */
-	pg_uuid_t *claim_id; /* or NULL */
-	bool hold_if_abandoned;
-	text *note; /* or NULL */
-} ClaimRequest;
-
-typedef enum ClaimOutcome
-{
-	CLAIM_CLAIMED,
-	CLAIM_REPLAY,
-	CLAIM_IN_PROGRESS,
-	CLAIM_MISMATCH,
-	CLAIM_HELD
-} ClaimOutcome;
 
 static const char *const outcome_names[] = {
 	[CLAIM_CLAIMED] = "claimed",
@@ -63,20 +37,6 @@ static const char *const outcome_names[] = {
 	[CLAIM_MISMATCH] = "mismatch",
 	[CLAIM_HELD] = "held",
 };
-
-typedef struct ClaimAnswer
-{
-	ClaimOutcome outcome;
-	bool has_row; /* a row that the answer is about */
-	KeyRow row;
-	bool fresh;    /* claimed: nothing is kept of that row */
-	bool repeated; /* claimed before under the same claim_id */
-	bool taken_over;
-	bool leased;
-	bool fingerprint_checked;
-	bool rival_open; /* in progress: in an open transaction */
-	int64 retry_after;
-} ClaimAnswer;
 
 static bool
 same_claim_id(const ClaimRequest *request, const KeyRow *row)
@@ -146,6 +106,17 @@ judge(const ClaimRequest *request, TimestampTz now, ClaimAnswer *answer)
 }
 
 /*
+ * The last attempt that the policy allows, if it is abandoned, is held: there
+ * is to be no further one.
+ */
+static bool
+is_last_attempt(const ClaimRequest *request, const KeyRow *row)
+{
+	return request->lease > 0 && request->max_attempts > 0 &&
+		DatumGetInt32(row->values[KEY_ATTEMPT]) >= request->max_attempts;
+}
+
+/*
  * The claim is ours and its lock kept: write or remember it. Turns the row of
  * the answer, on which the decision was based, into the row of this claim.
  *
@@ -187,6 +158,7 @@ take(const ClaimRequest *request, TimestampTz now, PendingClaim *pending,
 			KeyRowSetNull(&row, KEY_LOCKED_UNTIL);
 			KeyRowSetNull(&row, KEY_CLAIM_ID);
 			KeyRowSetNull(&row, KEY_HOLD_IF_ABANDONED);
+			KeyRowSetNull(&row, KEY_REDACTED_AT);
 		}
 		row.status = KEY_IN_PROGRESS;
 		KeyRowSet(&row, KEY_EXPIRES_AT,
@@ -197,7 +169,7 @@ take(const ClaimRequest *request, TimestampTz now, PendingClaim *pending,
 			KeyRowSet(&row, KEY_CLAIM_ID, UUIDPGetDatum(request->claim_id));
 		if (request->note != NULL)
 			KeyRowSet(&row, KEY_NOTE, PointerGetDatum(request->note));
-		if (request->hold_if_abandoned)
+		if (request->hold_if_abandoned || is_last_attempt(request, &row))
 			KeyRowSet(&row, KEY_HOLD_IF_ABANDONED, BoolGetDatum(true));
 	}
 
@@ -216,13 +188,28 @@ take(const ClaimRequest *request, TimestampTz now, PendingClaim *pending,
 		state.token = DatumGetInt64(row.values[KEY_TOKEN]);
 	}
 
+	state.status = PENDING_OPEN;
+	if (request->at_once)
+	{
+		row.status = KEY_COMPLETED;
+		KeyRowSet(&row, KEY_COMPLETED_AT, TimestampTzGetDatum(now));
+		if (old != NULL && !old->isnull[KEY_TOKEN])
+			KeyRowSet(&row, KEY_TOKEN, Int64GetDatum(idem_keys_next_token(old)));
+		if (!idem_keys_write(&row, old))
+			idem_report_lost_race();
+		state.status = PENDING_COMPLETED;
+	}
+
 	if (pending == NULL)
 		pending = idem_pending_keep(&request->id);
-	state.status = PENDING_OPEN;
-	state.stored = old != NULL;
-	caller = MemoryContextSwitchTo(idem_pending_context());
-	state.draft = idem_keys_copy_row(&row);
-	MemoryContextSwitchTo(caller);
+	if (!request->at_once)
+	{
+		caller = MemoryContextSwitchTo(idem_pending_context());
+		state.draft = idem_keys_copy_row(&row);
+		if (!state.leased && old != NULL)
+			state.over = idem_keys_copy_version(old);
+		MemoryContextSwitchTo(caller);
+	}
 	idem_pending_set(pending, &state);
 
 	answer->row = row;
@@ -259,8 +246,8 @@ answer_own_claim(const ClaimRequest *request, const PendingState *state,
  * Errors: 40001 where the transaction's own snapshot does not see what would
  * let it go on; 54000 too many keys.
  */
-static void
-decide(const ClaimRequest *request, bool locked, ClaimAnswer *answer)
+void
+idem_claim_decide(const ClaimRequest *request, bool locked, ClaimAnswer *answer)
 {
 	PendingClaim *pending = idem_pending_find(&request->id);
 	bool agrees;
@@ -307,6 +294,9 @@ decide(const ClaimRequest *request, bool locked, ClaimAnswer *answer)
 				 errdetail("The key was changed after the snapshot was taken."),
 				 errhint("Retry the transaction.")));
 
+	if (request->only_abandoned && !answer->taken_over)
+		answer->outcome = CLAIM_IN_PROGRESS;
+
 	if (answer->outcome == CLAIM_CLAIMED)
 		take(request, now, pending, answer);
 	else if (pending == NULL && locked)
@@ -314,28 +304,19 @@ decide(const ClaimRequest *request, bool locked, ClaimAnswer *answer)
 }
 
 /*
- * Sleeps until it is worth looking again; interruptible.
- */
-static void
-doze(int64 microseconds)
-{
-	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 (long) Max(microseconds / 1000, 1), PG_WAIT_EXTENSION);
-	ResetLatch(MyLatch);
-	CHECK_FOR_INTERRUPTS();
-}
-
-/*
  * Tries until the answer is not "in progress" or the wait is over. A rival in
- * an open transaction is waited for by its lock, a committed claim by looking
- * again. No key lock is held while asleep. The clock is monotonic.
+ * an open transaction is waited for by its lock, a committed claim by a
+ * wake-up (wake.c). No key lock is held while asleep. The clock is monotonic.
  */
 static void
 decide_waiting(const ClaimRequest *request, ClaimAnswer *answer)
 {
 	instr_time start;
-	int64 doze_for = FIRST_LOOK_US;
 	bool locked = false;
+
+	idem_claim_decide(request, locked, answer);
+	if (answer->outcome != CLAIM_IN_PROGRESS || request->wait == 0)
+		return;
 
 	INSTR_TIME_SET_CURRENT(start);
 	for (;;)
@@ -343,41 +324,83 @@ decide_waiting(const ClaimRequest *request, ClaimAnswer *answer)
 		instr_time elapsed;
 		int64 left;
 
-		decide(request, locked, answer);
-		locked = false;
-		if (answer->outcome != CLAIM_IN_PROGRESS ||
-			idem_pending_find(&request->id) != NULL)
-			return;
-
+		/* This transaction's own claim: it cannot wait for itself. */
+		if (idem_pending_find(&request->id) != NULL)
+			break;
 		INSTR_TIME_SET_CURRENT(elapsed);
 		INSTR_TIME_SUBTRACT(elapsed, start);
 		left = request->wait - (int64) INSTR_TIME_GET_MICROSEC(elapsed);
 		if (left <= 0)
-			return;
+			break;
 
 		if (answer->rival_open)
 			locked = idem_lock_wait_for(&request->id, left);
 		else
-		{
-			doze(Min(Min(left, doze_for), answer->retry_after));
-			doze_for = Min(doze_for * 2, LAST_LOOK_US);
-		}
+			idem_wake_sleep(&request->id, Min(left, answer->retry_after));
+
+		idem_wake_prepare(&request->id);
+		idem_claim_decide(request, locked, answer);
+		locked = false;
+		if (answer->outcome != CLAIM_IN_PROGRESS)
+			break;
 	}
+	idem_wake_done();
+}
+
+/*
+ * Decides, and counts the answer.
+ */
+void
+idem_claim_answer(const ClaimRequest *request, ClaimAnswer *answer)
+{
+	decide_waiting(request, answer);
+	switch (answer->outcome)
+	{
+		case CLAIM_CLAIMED:
+			idem_stats_count(IDEM_CLAIMS, 1);
+			if (answer->taken_over)
+				idem_stats_count(IDEM_TAKEOVERS, 1);
+			if (request->at_once)
+				idem_stats_count(IDEM_COMPLETIONS, 1);
+			break;
+		case CLAIM_REPLAY:
+			idem_stats_count(IDEM_REPLAYS, 1);
+			break;
+		case CLAIM_MISMATCH:
+			idem_stats_count(IDEM_MISMATCHES, 1);
+			break;
+		case CLAIM_IN_PROGRESS:
+		case CLAIM_HELD:
+			idem_stats_count(IDEM_CONFLICTS, 1);
+			break;
+	}
+}
+
+/*
+ * The argument "wait", within the superuser's limit. Errors: 22023.
+ */
+int64
+idem_claim_wait_argument(FunctionCallInfo fcinfo, int argno, int64 otherwise)
+{
+	return Min(idem_duration(fcinfo, argno, "wait", 0, PG_INT64_MAX, otherwise),
+			   idem_max_wait * INT64CONST(1000));
 }
 
 static void
 read_request(ClaimRequest *request, FunctionCallInfo fcinfo)
 {
+	IdemPolicy policy;
+
+	MemSet(request, 0, sizeof(ClaimRequest));
 	idem_identity(&request->id, fcinfo);
+	policy = idem_policy_for(request->id.operation);
 	request->fingerprint = idem_fingerprint_argument(fcinfo, 3, 4);
-	request->ttl = idem_duration(fcinfo, 5, "ttl", 1, IDEM_MAX_TTL_US,
-								 idem_setting_duration(idem_default_ttl *
-													   USECS_PER_SEC));
+	request->ttl = idem_duration(fcinfo, 5, "ttl", 1, IDEM_MAX_TTL_US, policy.ttl);
 	request->lease = idem_duration(fcinfo, 6, "lease", 1, IDEM_MAX_TTL_US, 0);
-	request->wait = idem_duration(fcinfo, 7, "wait", 0, PG_INT64_MAX, 0);
-	request->wait = Min(request->wait, idem_max_wait * INT64CONST(1000));
+	request->wait = idem_claim_wait_argument(fcinfo, 7, 0);
 	request->claim_id = PG_ARGISNULL(8) ? NULL : PG_GETARG_UUID_P(8);
-	request->hold_if_abandoned = !PG_ARGISNULL(9) && PG_GETARG_BOOL(9);
+	request->hold_if_abandoned = PG_ARGISNULL(9) ? request->lease > 0 && policy.hold_if_abandoned : PG_GETARG_BOOL(9);
+	request->max_attempts = policy.max_attempts;
 	request->note = idem_text_argument(fcinfo, 10, "note");
 
 	if (request->hold_if_abandoned && request->lease == 0)
@@ -393,8 +416,8 @@ read_request(ClaimRequest *request, FunctionCallInfo fcinfo)
  */
 #define RESULT_COLUMNS 16
 
-static Datum
-build_result(FunctionCallInfo fcinfo, const ClaimAnswer *answer)
+Datum
+idem_claim_result(FunctionCallInfo fcinfo, const ClaimAnswer *answer, bool with_response)
 {
 	const KeyRow *row = &answer->row;
 	Datum values[RESULT_COLUMNS] = {0};
@@ -426,7 +449,7 @@ build_result(FunctionCallInfo fcinfo, const ClaimAnswer *answer)
 		RETURN_COLUMN(6, KEY_LAST_ERROR);
 	}
 	RETURN_VALUE(3, BoolGetDatum(answer->taken_over));
-	if (answer->outcome == CLAIM_REPLAY)
+	if (with_response)
 	{
 		RETURN_COLUMN(7, KEY_RESPONSE_STATUS);
 		RETURN_COLUMN(8, KEY_RESPONSE_HEADERS);
@@ -456,7 +479,7 @@ PG_FUNCTION_INFO_V1(idempotency_claim);
  * statement that calls it.
  *
  * Errors: 22004, 22001, 22023 arguments; 25006 read-only; 40001, 54000 see
- * decide(); 55P03, 40P01 while waiting; IK006 the response was removed.
+ * idem_claim_decide(); 55P03, 40P01 while waiting; IK006 the response was removed.
  */
 Datum
 idempotency_claim(PG_FUNCTION_ARGS)
@@ -466,8 +489,8 @@ idempotency_claim(PG_FUNCTION_ARGS)
 
 	idem_require_writable("claim");
 	read_request(&request, fcinfo);
-	decide_waiting(&request, &answer);
+	idem_claim_answer(&request, &answer);
 	if (answer.outcome == CLAIM_REPLAY)
 		idem_report_if_redacted(&answer.row);
-	PG_RETURN_DATUM(build_result(fcinfo, &answer));
+	PG_RETURN_DATUM(idem_claim_result(fcinfo, &answer, answer.outcome == CLAIM_REPLAY));
 }

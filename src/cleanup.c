@@ -1,25 +1,143 @@
 /*-------------------------------------------------------------------------
  *
  * cleanup.c
- *	  Deleting expired keys of this database.
+ *	  Deleting expired keys of this database: what one batch does, and the
+ *	  three ways to have it done by SQL. Who does it hourly is in worker.c.
  *
  * Expiry does not depend on it: an expired key counts as absent whether or
- * not it has been deleted. Clean-up only gives the space back.
+ * not it has been deleted. Clean-up only gives the space back. So it may stop
+ * at any point, skip what others are writing, and make way for anybody:
+ * batches are short transactions, between which nothing is held, no lock and
+ * no snapshot.
  *
  *-------------------------------------------------------------------------
  */
 #include "idempotency.h"
 
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_database.h"
+#include "commands/extension.h"
 #include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "storage/lock.h"
+#include "utils/builtins.h"
+#include "utils/snapmgr.h"
+#include "utils/wait_event.h"
 
-/* Rows per statement: few enough to be interrupted between two of them. */
-#define BATCH 10000
+/* cleanup_runs remembers so many. */
+#define RUNS_KEPT 1000
+
+/*
+ * Whether this database has the extension at all.
+ */
+bool
+idem_cleanup_installed(void)
+{
+	return OidIsValid(get_extension_oid(IDEM_EXTENSION_NAME, true));
+}
+
+/*
+ * Whether somebody wants to drop, rename, move or copy this database, and so
+ * waits for us to leave. They hold its lock then.
+ */
+bool
+idem_cleanup_in_the_way(void)
+{
+	LOCKTAG tag;
+
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, MyDatabaseId, 0);
+	if (LockAcquire(&tag, RowExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
+		return true;
+	LockRelease(&tag, RowExclusiveLock, false);
+	return false;
+}
+
+/*
+ * One batch, in the current transaction, which is the caller's to commit.
+ * Adds to what *cleanup says and returns whether more is left.
+ *
+ * It runs with the rights of the table's owner as a security-restricted
+ * operation: whatever might hang on the table cannot use the rights of a
+ * background process, nor change the session.
+ *
+ * Errors: 55000 the table is not as expected; any that deleting may raise.
+ */
+bool
+idem_cleanup_batch(IdemCleanup *cleanup)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	Oid user;
+	int context;
+	int64 deleted;
+	int64 redacted;
+
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(idem_keys_owner(), context | SECURITY_RESTRICTED_OPERATION);
+	deleted = idem_keys_delete_expired(now, now, idem_cleanup_batch_size);
+	redacted = idem_keys_redact_due(now, idem_cleanup_batch_size);
+	SetUserIdAndSecContext(user, context);
+
+	cleanup->deleted += deleted;
+	cleanup->redacted += redacted;
+	cleanup->batches++;
+	idem_stats_count(IDEM_DELETED, deleted);
+	return deleted == idem_cleanup_batch_size || redacted == idem_cleanup_batch_size;
+}
+
+/*
+ * Notes what a clean-up did, in shared memory for all databases to see and in
+ * this database's table cleanup_runs, in the current transaction.
+ */
+void
+idem_cleanup_record(IdemCleanup *cleanup, const char *by)
+{
+	Oid types[] = {TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, INT8OID, INT8OID,
+				   INT4OID, TEXTOID, TEXTOID};
+	Datum values[lengthof(types)];
+	char nulls[lengthof(types) + 1];
+	Oid user;
+	int context;
+
+	cleanup->finished_at = GetCurrentTimestamp();
+	idem_stats_cleanup(cleanup);
+
+	memset(nulls, ' ', lengthof(types));
+	values[0] = TimestampTzGetDatum(cleanup->started_at);
+	values[1] = TimestampTzGetDatum(cleanup->finished_at);
+	values[2] = CStringGetTextDatum(by);
+	values[3] = Int64GetDatum(cleanup->deleted);
+	values[4] = Int64GetDatum(cleanup->redacted);
+	values[5] = Int32GetDatum(cleanup->batches);
+	values[6] = values[7] = (Datum) 0;
+	if (cleanup->failed)
+	{
+		values[6] = CStringGetTextDatum(unpack_sql_state(cleanup->sqlerrcode));
+		values[7] = CStringGetTextDatum(cleanup->message);
+	}
+	else
+		nulls[6] = nulls[7] = 'n';
+
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(idem_keys_owner(), context | SECURITY_RESTRICTED_OPERATION);
+	idem_execute_as(GetUserId(),
+					"INSERT INTO idempotency.cleanup_runs (started_at, finished_at, started_by,"
+					" deleted, redacted, batches, sqlstate, error)"
+					" VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+					lengthof(types), types, values, nulls);
+	idem_execute_as(GetUserId(),
+					"DELETE FROM idempotency.cleanup_runs AS r"
+					" WHERE r.id OPERATOR(pg_catalog.<=) (SELECT pg_catalog.max(m.id)"
+					" OPERATOR(pg_catalog.-) " CppAsString2(RUNS_KEPT) " FROM idempotency.cleanup_runs AS m)",
+					0, NULL, NULL, NULL);
+	SetUserIdAndSecContext(user, context);
+}
 
 PG_FUNCTION_INFO_V1(idempotency_cleanup);
 
 /*
  * SQL cleanup(): deletes here and now, in the caller's transaction, and says
- * how many. Skips what others are writing.
+ * how many.
  *
  * Errors: 22023 negative arguments; 25006 read-only.
  */
@@ -43,7 +161,7 @@ idempotency_cleanup(PG_FUNCTION_ARGS)
 
 	while (left > 0)
 	{
-		int64 batch = Min(left, BATCH);
+		int64 batch = Min(left, idem_cleanup_batch_size);
 		int64 gone = idem_keys_delete_expired(before, now, batch);
 
 		deleted += gone;
@@ -52,5 +170,53 @@ idempotency_cleanup(PG_FUNCTION_ARGS)
 			break;
 		CHECK_FOR_INTERRUPTS();
 	}
+	idem_stats_count(IDEM_DELETED, deleted);
 	PG_RETURN_INT64(deleted);
+}
+
+PG_FUNCTION_INFO_V1(idempotency_maintain);
+
+/*
+ * SQL maintain(): the whole of maintenance, committing each batch. The user
+ * and the security context are what they were on entry whenever it commits;
+ * the server insists on that.
+ *
+ * Errors: 2D000 inside a transaction block, in a function, or with a SET
+ * clause, where nothing can be committed; 25006 read-only.
+ */
+Datum
+idempotency_maintain(PG_FUNCTION_ARGS)
+{
+	IdemCleanup cleanup = {0};
+	bool more = true;
+
+	if (fcinfo->context == NULL || !IsA(fcinfo->context, CallContext) ||
+		castNode(CallContext, fcinfo->context)->atomic)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
+				 errmsg("maintain() commits and cannot run inside a transaction block"),
+				 errhint("CALL it by itself, or use cleanup() to delete in your own transaction.")));
+	idem_require_writable("maintain");
+
+	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	cleanup.started_at = GetCurrentTimestamp();
+	while (more)
+	{
+		PushActiveSnapshot(GetTransactionSnapshot());
+		more = !idem_cleanup_in_the_way() && idem_cleanup_batch(&cleanup);
+		if (!more)
+			idem_cleanup_record(&cleanup, "maintain");
+		PopActiveSnapshot();
+		SPI_commit();
+		if (more && idem_cleanup_pause > 0)
+		{
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+							 idem_cleanup_pause, PG_WAIT_EXTENSION);
+			ResetLatch(MyLatch);
+		}
+		CHECK_FOR_INTERRUPTS();
+	}
+	SPI_finish();
+	PG_RETURN_VOID();
 }

@@ -18,6 +18,11 @@
 #error "idempotency supports PostgreSQL 15 to 18"
 #endif
 
+/* PostgreSQL 16 moved the access to variable-length values out of postgres.h. */
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
 /* PostgreSQL 18 counts index searches per scan, for EXPLAIN. */
 #if PG_VERSION_NUM >= 180000
 #define index_beginscan_compat(heap, index, snapshot, nkeys) \

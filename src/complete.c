@@ -2,7 +2,8 @@
  *
  * complete.c
  *	  The ends of a claim: complete() records the response, fail() lets the
- *	  next attempt begin, release() undoes the claim.
+ *	  next attempt begin, release() undoes the claim, hold() keeps the key
+ *	  for a person to decide.
  *
  * Arguments are checked before the claim is touched, so that a completion
  * that is refused leaves the claim as it was.
@@ -26,6 +27,34 @@ static const KeyColumn response_columns[4] = {
 	KEY_RESPONSE_STATUS, KEY_RESPONSE_BODY, KEY_RESPONSE_HEADERS,
 	KEY_RESPONSE_BYTES};
 #define RESPONSE_ARGNO 3
+#define RESPONSE_BODY 1
+#define RESPONSE_BYTES 3
+
+/*
+ * Errors: 54000.
+ */
+static void
+check_size(int64 size)
+{
+	if (size > (int64) idem_max_response_size * 1024)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("the response is too large"),
+				 errdetail("It has %lld bytes, and at most %lld are allowed.",
+						   (long long) size,
+						   (long long) idem_max_response_size * 1024),
+				 errhint("The claim is still open: complete it without the body, or raise \"idempotency.max_response_size\".")));
+}
+
+static void
+pg_attribute_noreturn()
+	report_other_completion(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_IDEM_OTHER_COMPLETION),
+			 errmsg("the claim was completed with another response"),
+			 errhint("The first response stands: replay() it.")));
+}
 
 /*
  * Reads and checks the response arguments.
@@ -52,19 +81,25 @@ read_response(Response *response, FunctionCallInfo fcinfo)
 		}
 	}
 
-	if (!response->isnull[1] && !response->isnull[3])
+	if (!response->isnull[RESPONSE_BODY] && !response->isnull[RESPONSE_BYTES])
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("response_body and response_bytes exclude each other"),
 				 errhint("Use response_body for text and response_bytes for anything else.")));
-	if (size > (int64) idem_max_response_size * 1024)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("the response is too large"),
-				 errdetail("It has %lld bytes, and at most %lld are allowed.",
-						   (long long) size,
-						   (long long) idem_max_response_size * 1024),
-				 errhint("The claim is still open: complete it without the body, or raise \"idempotency.max_response_size\".")));
+	check_size(size);
+}
+
+/*
+ * The checks alone, for a call with the same response arguments.
+ *
+ * Errors: 22023 two bodies; 54000 too large.
+ */
+void
+idem_check_response(FunctionCallInfo fcinfo)
+{
+	Response response;
+
+	read_response(&response, fcinfo);
 }
 
 static bool
@@ -118,17 +153,74 @@ claimed_at(const KeyRow *row)
 /*
  * The end of a key's life. It counts from the claim, but work may take long:
  * at least half of the lifetime is left once it is completed, or a repeat
- * could come after the expiry of what has only just been done.
+ * could come after the expiry of what has only just been done. A held key has
+ * no end; completed at last, it gets an ordinary life.
  */
 static TimestampTz
-expiry_at_completion(const KeyRow *row, TimestampTz now, int64 ttl)
+expiry_at_completion(const OwnedClaim *own, TimestampTz now, int64 ttl)
 {
-	TimestampTz planned = KeyRowTime(row, KEY_EXPIRES_AT);
+	TimestampTz planned = KeyRowTime(&own->row, KEY_EXPIRES_AT);
 
+	if (ttl == 0 && planned == DT_NOEND)
+		ttl = idem_policy_for(own->id.operation).ttl;
 	if (ttl > 0)
 		return idem_time_after(now, ttl, "ttl");
 	return Max(planned,
-			   idem_time_after(now, (planned - claimed_at(row)) / 2, "ttl"));
+			   idem_time_after(now, (planned - claimed_at(&own->row)) / 2, "ttl"));
+}
+
+/*
+ * Makes the claim a completed one and writes it.
+ */
+static TimestampTz
+record(OwnedClaim *own, const Response *response, int64 ttl)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz expires_at = expiry_at_completion(own, now, ttl);
+	int64 response_ttl = idem_policy_for(own->id.operation).response_ttl;
+
+	own->row.status = KEY_COMPLETED;
+	KeyRowSet(&own->row, KEY_COMPLETED_AT, TimestampTzGetDatum(now));
+	KeyRowSet(&own->row, KEY_EXPIRES_AT, TimestampTzGetDatum(expires_at));
+	KeyRowSetNull(&own->row, KEY_LOCKED_UNTIL);
+	KeyRowSetNull(&own->row, KEY_CLAIM_ID);
+	KeyRowSetNull(&own->row, KEY_HOLD_IF_ABANDONED);
+	KeyRowSetNull(&own->row, KEY_RESPONSE_EXPIRES_AT);
+	if (response_ttl > 0 && response_ttl < expires_at - now)
+		KeyRowSet(&own->row, KEY_RESPONSE_EXPIRES_AT, TimestampTzGetDatum(now + response_ttl));
+	for (int i = 0; i < lengthof(response_columns); i++)
+	{
+		own->row.values[response_columns[i]] = response->values[i];
+		own->row.isnull[response_columns[i]] = response->isnull[i];
+	}
+	idem_owner_write(own, PENDING_COMPLETED);
+	idem_stats_count(IDEM_COMPLETIONS, 1);
+	return expires_at;
+}
+
+/*
+ * Completes a claim that this transaction has just made with a body and
+ * nothing else, and returns the row that it became; for run().
+ *
+ * Errors: 54000 too large.
+ */
+void
+idem_complete_with_body(const KeyIdentity *id, text *body, KeyRow *row)
+{
+	OwnedClaim own;
+	Response response = {.isnull = {true, true, true, true}};
+
+	if (body != NULL)
+	{
+		check_size(VARSIZE_ANY_EXHDR(body));
+		response.values[RESPONSE_BODY] = PointerGetDatum(body);
+		response.isnull[RESPONSE_BODY] = false;
+	}
+	idem_owner_claim_pending(&own, id);
+	if (own.completed)
+		report_other_completion();
+	record(&own, &response, 0);
+	*row = own.row;
 }
 
 PG_FUNCTION_INFO_V1(idempotency_complete);
@@ -147,8 +239,6 @@ idempotency_complete(PG_FUNCTION_ARGS)
 	OwnedClaim own;
 	Response response;
 	int64 ttl;
-	TimestampTz now;
-	TimestampTz expires_at;
 
 	idem_require_writable("complete");
 	read_response(&response, fcinfo);
@@ -159,48 +249,32 @@ idempotency_complete(PG_FUNCTION_ARGS)
 	{
 		idem_report_if_redacted(&own.stored);
 		if (!same_response(&response, &own.stored))
-			ereport(ERROR,
-					(errcode(ERRCODE_IDEM_OTHER_COMPLETION),
-					 errmsg("the claim was completed with another response"),
-					 errhint("The first response stands: replay() it.")));
+			report_other_completion();
 		PG_RETURN_DATUM(own.stored.values[KEY_EXPIRES_AT]);
 	}
-
-	now = GetCurrentTimestamp();
-	expires_at = expiry_at_completion(&own.row, now, ttl);
-	own.row.status = KEY_COMPLETED;
-	KeyRowSet(&own.row, KEY_COMPLETED_AT, TimestampTzGetDatum(now));
-	KeyRowSet(&own.row, KEY_EXPIRES_AT, TimestampTzGetDatum(expires_at));
-	KeyRowSetNull(&own.row, KEY_LOCKED_UNTIL);
-	KeyRowSetNull(&own.row, KEY_CLAIM_ID);
-	KeyRowSetNull(&own.row, KEY_HOLD_IF_ABANDONED);
-	for (int i = 0; i < lengthof(response_columns); i++)
-	{
-		own.row.values[response_columns[i]] = response.values[i];
-		own.row.isnull[response_columns[i]] = response.isnull[i];
-	}
-	idem_owner_write(&own, PENDING_COMPLETED);
-	PG_RETURN_TIMESTAMPTZ(expires_at);
+	PG_RETURN_TIMESTAMPTZ(record(&own, &response, ttl));
 }
 
 /*
- * Makes own->row a failed one, to be claimed again after retry_in.
+ * Makes own->row a held one: nobody gets it until a person decides, and it
+ * does not expire.
  */
 static void
-set_failed(OwnedClaim *own, int64 retry_in)
+set_held(OwnedClaim *own)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz retry_at = idem_time_after(now, retry_in, "retry_in");
-	int64 ttl = idem_setting_duration(idem_failed_ttl * USECS_PER_SEC);
-
-	own->row.status = KEY_FAILED;
+	own->row.status = KEY_HELD;
 	KeyRowSetNull(&own->row, KEY_LOCKED_UNTIL);
-	if (retry_in > 0)
-		KeyRowSet(&own->row, KEY_LOCKED_UNTIL, TimestampTzGetDatum(retry_at));
-	KeyRowSet(&own->row, KEY_EXPIRES_AT,
-			  TimestampTzGetDatum(idem_time_after(retry_at, ttl, "retry_in")));
+	KeyRowSet(&own->row, KEY_EXPIRES_AT, TimestampTzGetDatum(DT_NOEND));
 	KeyRowSetNull(&own->row, KEY_CLAIM_ID);
 	KeyRowSetNull(&own->row, KEY_HOLD_IF_ABANDONED);
+}
+
+static void
+set_error(OwnedClaim *own, text *error)
+{
+	KeyRowSetNull(&own->row, KEY_LAST_ERROR);
+	if (error != NULL)
+		KeyRowSet(&own->row, KEY_LAST_ERROR, PointerGetDatum(error));
 }
 
 PG_FUNCTION_INFO_V1(idempotency_fail);
@@ -216,17 +290,51 @@ idempotency_fail(PG_FUNCTION_ARGS)
 	OwnedClaim own;
 	text *error;
 	int64 retry_in;
+	IdemPolicy policy;
 
 	idem_require_writable("fail");
 	error = idem_text_argument(fcinfo, 3, "error");
 	retry_in = idem_duration(fcinfo, 4, "retry_in", 0, IDEM_MAX_TTL_US, 0);
 	idem_owner_claim(&own, fcinfo, 5, OWNER_OTHER);
 
-	set_failed(&own, retry_in);
-	KeyRowSetNull(&own.row, KEY_LAST_ERROR);
-	if (error != NULL)
-		KeyRowSet(&own.row, KEY_LAST_ERROR, PointerGetDatum(error));
-	idem_owner_write(&own, PENDING_FAILED);
+	policy = idem_policy_for(own.id.operation);
+	set_error(&own, error);
+	idem_stats_count(IDEM_FAILURES, 1);
+	if (policy.max_attempts > 0 &&
+		DatumGetInt32(own.row.values[KEY_ATTEMPT]) >= policy.max_attempts)
+	{
+		/* It was the last attempt that the policy allows. */
+		set_held(&own);
+		idem_owner_write(&own, PENDING_HELD);
+	}
+	else
+	{
+		idem_keys_set_failed(&own.row, retry_in, policy.failed_ttl);
+		idem_owner_write(&own, PENDING_FAILED);
+	}
+	PG_RETURN_BOOL(true);
+}
+
+PG_FUNCTION_INFO_V1(idempotency_hold);
+
+/*
+ * SQL hold(): the outcome is unknown. From here on only complete() is open to
+ * the owner, and only a person may let somebody else do the work.
+ *
+ * Errors: those of idem_owner_claim(); 54000 reason too large.
+ */
+Datum
+idempotency_hold(PG_FUNCTION_ARGS)
+{
+	OwnedClaim own;
+	text *reason;
+
+	idem_require_writable("hold");
+	reason = idem_text_argument(fcinfo, 3, "reason");
+	idem_owner_claim(&own, fcinfo, 4, OWNER_OTHER);
+	set_error(&own, reason);
+	set_held(&own);
+	idem_owner_write(&own, PENDING_HELD);
 	PG_RETURN_BOOL(true);
 }
 
@@ -260,7 +368,7 @@ idempotency_release(PG_FUNCTION_ARGS)
 		idem_owner_delete(&own, PENDING_RELEASED);
 	else
 	{
-		set_failed(&own, 0);
+		idem_keys_set_failed(&own.row, 0, idem_policy_for(own.id.operation).failed_ttl);
 		KeyRowSet(&own.row, KEY_ATTEMPT, Int32GetDatum(attempt - 1));
 		idem_owner_write(&own, PENDING_RELEASED);
 	}

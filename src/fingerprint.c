@@ -140,8 +140,11 @@ digest_jsonb(pg_cryptohash_ctx *digest, Jsonb *json)
 	}
 }
 
-static bytea *
-fingerprint(Jsonb *request)
+/*
+ * The fingerprint of a request, in the current memory context.
+ */
+bytea *
+idem_fingerprint_of(Jsonb *request)
 {
 	bytea *result = palloc(VARHDRSZ + IDEM_FINGERPRINT_LEN);
 	pg_cryptohash_ctx *digest = digest_begin("fingerprint");
@@ -169,7 +172,7 @@ idem_fingerprint_argument(FunctionCallInfo fcinfo, int request_argno,
 				 errmsg("request and fingerprint exclude each other"),
 				 errhint("Pass the request, or its fingerprint if you compute that yourself.")));
 	if (!PG_ARGISNULL(request_argno))
-		return fingerprint(PG_GETARG_JSONB_P(request_argno));
+		return idem_fingerprint_of(PG_GETARG_JSONB_P(request_argno));
 	if (PG_ARGISNULL(fingerprint_argno))
 		return NULL;
 	given = PG_GETARG_BYTEA_PP(fingerprint_argno);
@@ -190,7 +193,7 @@ PG_FUNCTION_INFO_V1(idempotency_fingerprint);
 Datum
 idempotency_fingerprint(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BYTEA_P(fingerprint(PG_GETARG_JSONB_P(0)));
+	PG_RETURN_BYTEA_P(idem_fingerprint_of(PG_GETARG_JSONB_P(0)));
 }
 
 PG_FUNCTION_INFO_V1(idempotency_content_key);

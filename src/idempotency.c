@@ -4,8 +4,9 @@
  *	  Module magic and _PG_init(), a table of contents: each room sets up
  *	  what is its own.
  *
- * The library needs no preloading. The SQL functions load it on their first
- * call in a connection.
+ * The library needs no preloading: SQL functions load it on their first call
+ * in a connection. Preloaded, it also has shared memory (counters, wake-ups)
+ * and the background worker.
  *
  *-------------------------------------------------------------------------
  */
@@ -20,5 +21,8 @@ _PG_init(void)
 {
 	idem_settings_init();
 	idem_keys_init();
+	idem_config_init();
 	idem_pending_init();
+	idem_shared_init();
+	idem_worker_init();
 }

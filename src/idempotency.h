@@ -23,10 +23,19 @@
 
 #include "postgres.h"
 
+#include "executor/spi.h"
 #include "fmgr.h"
+#include "nodes/pg_list.h"
+#include "port/atomics.h"
+#include "storage/condition_variable.h"
 #include "storage/itemptr.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "utils/jsonb.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
+
+#include "compat.h"
 
 /* SQLSTATEs of our own; documented in README.md, part of the contract. */
 #define ERRCODE_IDEM_STALE_CLAIM MAKE_SQLSTATE('I', 'K', '0', '0', '1')
@@ -128,16 +137,65 @@ extern text *idem_scope_argument(FunctionCallInfo fcinfo);
 extern bool idem_identity_equal(const KeyIdentity *a, const KeyIdentity *b);
 extern text *idem_text_argument(FunctionCallInfo fcinfo, int argno,
 								const char *name);
+extern void idem_check_identity_part(text *part, const char *name);
+extern bool idem_texts_equal(const text *a, const text *b);
+extern int64 idem_interval_us(const Interval *span);
 extern int64 idem_duration(FunctionCallInfo fcinfo, int argno,
 						   const char *name, int64 minimum, int64 maximum,
 						   int64 otherwise);
 extern TimestampTz idem_time_after(TimestampTz start, int64 microseconds,
 								   const char *name);
-extern int64 idem_setting_duration(int64 microseconds);
 extern void idem_require_writable(const char *function);
 
-/* claim.c, complete.c, lease.c, replay.c, forget.c, cleanup.c, privileges.c
- * hold SQL functions only */
+/* claim.c */
+typedef struct ClaimRequest
+{
+	KeyIdentity id;
+	bytea *fingerprint;  /* or NULL */
+	int64 ttl;           /* microseconds, as all durations here */
+	int64 lease;         /* 0: none */
+	int64 wait;          /* 0: do not */
+	pg_uuid_t *claim_id; /* or NULL */
+	bool hold_if_abandoned;
+	int max_attempts;    /* 0: no limit */
+	text *note;          /* or NULL */
+	bool at_once;        /* once(): completed with the claim */
+	bool only_abandoned; /* claim_abandoned(): nothing but a takeover */
+} ClaimRequest;
+
+typedef enum ClaimOutcome
+{
+	CLAIM_CLAIMED,
+	CLAIM_REPLAY,
+	CLAIM_IN_PROGRESS,
+	CLAIM_MISMATCH,
+	CLAIM_HELD
+} ClaimOutcome;
+
+typedef struct ClaimAnswer
+{
+	ClaimOutcome outcome;
+	bool has_row; /* a row that the answer is about */
+	KeyRow row;
+	bool fresh;    /* claimed: nothing is kept of that row */
+	bool repeated; /* claimed before under the same claim_id */
+	bool taken_over;
+	bool leased;
+	bool fingerprint_checked;
+	bool rival_open; /* in progress: in an open transaction */
+	int64 retry_after;
+} ClaimAnswer;
+
+extern void idem_claim_decide(const ClaimRequest *request, bool locked,
+							  ClaimAnswer *answer);
+extern void idem_claim_answer(const ClaimRequest *request, ClaimAnswer *answer);
+extern Datum idem_claim_result(FunctionCallInfo fcinfo, const ClaimAnswer *answer,
+							   bool with_response);
+extern int64 idem_claim_wait_argument(FunctionCallInfo fcinfo, int argno, int64 otherwise);
+
+/* complete.c */
+extern void idem_check_response(FunctionCallInfo fcinfo);
+extern void idem_complete_with_body(const KeyIdentity *id, text *body, KeyRow *row);
 
 /* keys.c */
 typedef enum KeyRead
@@ -151,11 +209,19 @@ extern bool idem_keys_find(const KeyIdentity *id, KeyRead how,
 extern bool idem_keys_being_written(const KeyRow *row);
 extern void idem_keys_init_row(KeyRow *row, const KeyIdentity *id);
 extern KeyRow *idem_keys_copy_row(const KeyRow *row);
+extern KeyRow *idem_keys_copy_version(const KeyRow *row);
 extern bool idem_keys_insert(KeyRow *row);
 extern bool idem_keys_update(KeyRow *row, const KeyRow *old);
 extern bool idem_keys_write(KeyRow *row, const KeyRow *old);
 extern bool idem_keys_delete(const KeyRow *old);
 extern uint64 idem_keys_delete_scope(text *scope, bool force);
+extern uint64 idem_keys_redact_due(TimestampTz now, int64 max_rows);
+extern Oid idem_keys_owner(void);
+extern List *idem_keys_abandoned(text *operation, int64 max_rows);
+extern uint64 idem_keys_redact_scope(text *scope);
+extern void idem_keys_insert_batch(text *scope, text *operation, Datum *keys, int nkeys,
+								   TimestampTz now, TimestampTz expires_at, bool *first);
+extern void idem_keys_set_failed(KeyRow *row, int64 retry_in, int64 failed_ttl);
 extern uint64 idem_keys_delete_expired(TimestampTz before, TimestampTz now,
 									   int64 max_rows);
 extern int64 idem_keys_next_token(const KeyRow *old);
@@ -175,6 +241,7 @@ extern void idem_lock_release(const KeyIdentity *id);
 
 /* fingerprint.c */
 #define IDEM_FINGERPRINT_LEN 32
+extern bytea *idem_fingerprint_of(Jsonb *request);
 extern bytea *idem_fingerprint_argument(FunctionCallInfo fcinfo,
 										int request_argno,
 										int fingerprint_argno);
@@ -196,7 +263,7 @@ typedef struct PendingState
 {
 	PendingStatus status;
 	bool leased;   /* its row is in the table */
-	bool stored;   /* unleased: there was a row to replace */
+	KeyRow *over;  /* unleased: the version that it was claimed over, or NULL */
 	int64 token;   /* 0 if not leased */
 	KeyRow *draft; /* unleased: the row to write at the end */
 } PendingState;
@@ -230,13 +297,141 @@ typedef struct OwnedClaim
 
 extern void idem_owner_claim(OwnedClaim *own, FunctionCallInfo fcinfo,
 							 int token_argno, OwnerVerb verb);
+extern void idem_owner_claim_pending(OwnedClaim *own, const KeyIdentity *id);
+extern PendingClaim *idem_owner_lock(const KeyIdentity *id);
+extern void idem_owner_remember(OwnedClaim *own);
 extern void idem_owner_write(OwnedClaim *own, PendingStatus status);
 extern void idem_owner_delete(OwnedClaim *own, PendingStatus status);
 extern void pg_attribute_noreturn() idem_report_lost_race(void);
 extern void idem_report_if_redacted(const KeyRow *row);
+extern void pg_attribute_noreturn() idem_report_held(void);
+
+/* execute.c */
+typedef struct IdemIdentity
+{
+	Oid user;
+	int context;
+} IdemIdentity;
+
+extern void idem_become(IdemIdentity *before, Oid owner);
+extern void idem_unbecome(const IdemIdentity *before);
+extern uint64 idem_execute_as(Oid owner, const char *sql, int nargs, Oid *types,
+							  Datum *values, const char *nulls);
+
+/* shared.c: NULL unless the library is preloaded */
+typedef enum IdemCounter
+{
+	IDEM_CLAIMS,
+	IDEM_REPLAYS,
+	IDEM_CONFLICTS,
+	IDEM_MISMATCHES,
+	IDEM_TAKEOVERS,
+	IDEM_COMPLETIONS,
+	IDEM_FAILURES,
+	IDEM_DELETED,
+	IDEM_NCOUNTERS
+} IdemCounter;
+
+/* What one clean-up of one database did. */
+typedef struct IdemCleanup
+{
+	TimestampTz started_at;
+	TimestampTz finished_at; /* 0: never */
+	int64 deleted;           /* keys */
+	int64 redacted;          /* responses that went before their keys */
+	int batches;
+	bool failed;
+	int sqlerrcode;
+	char message[256]; /* of the failure */
+} IdemCleanup;
+
+typedef struct IdemDatabase
+{
+	Oid database;
+	pg_atomic_uint64 counters[IDEM_NCOUNTERS];
+	IdemCleanup cleanup;
+} IdemDatabase;
+
+#define IDEM_MAX_DATABASES 1024
+#define IDEM_NWAKEUPS 128
+
+typedef struct IdemShared
+{
+	LWLock *lock; /* guards all but counters and wakeups */
+	IdemDatabase databases[IDEM_MAX_DATABASES];
+	pid_t launcher_pid; /* 0: not running */
+	Latch *launcher_latch;
+	int worker_result; /* of the process that ran last; see worker.c */
+	bool round_requested;
+	TimestampTz round_started_at;
+	TimestampTz round_finished_at;
+	bool workers_lacking; /* could not start a process in the last round */
+	ConditionVariable wakeups[IDEM_NWAKEUPS];
+} IdemShared;
+
+extern IdemShared *idem_shared;
+extern void idem_require_shared(const char *what);
+extern void idem_shared_init(void);
+
+/* stats.c */
+extern IdemDatabase *idem_stats_database(Oid database);
+extern void idem_stats_forget_dropped(const List *databases);
+extern void idem_stats_count(IdemCounter counter, uint64 number);
+extern void idem_stats_cleanup(const IdemCleanup *cleanup);
+extern bool idem_stats_last_cleanup(IdemCleanup *cleanup);
+
+/* config.c */
+typedef struct IdemConfig
+{
+	const char *table;
+	void *(*read_row)(struct TupleTableSlot *slot); /* palloc'd copy */
+	List *rows;
+	Oid loaded; /* valid: the rows are up to date */
+	uint64 changes;
+	MemoryContext context;
+} IdemConfig;
+
+extern void idem_config_refresh(IdemConfig *config);
+extern uint64 idem_config_write(const IdemConfig *config, const char *sql, int nargs,
+								Oid *types, Datum *values, const char *nulls);
+extern void idem_config_init(void);
+
+/* policy.c */
+typedef struct IdemPolicy
+{
+	int64 ttl;    /* microseconds, as the others */
+	bool has_ttl; /* it is the policy's, not the setting's */
+	int64 failed_ttl;
+	int64 response_ttl; /* 0: as long as the key */
+	int64 lease;
+	bool hold_if_abandoned;
+	int max_attempts; /* 0: no limit */
+} IdemPolicy;
+
+extern IdemPolicy idem_policy_for(const text *operation);
+
+/* bindings.c */
+extern bool idem_binding_allows(text *scope);
+extern void idem_binding_check(text *scope);
+
+/* wake.c */
+extern void idem_wake_prepare(const KeyIdentity *id);
+extern void idem_wake_sleep(const KeyIdentity *id, int64 microseconds);
+extern void idem_wake_done(void);
+extern void idem_wake_waiters(uint64 hash);
+
+/* cleanup.c */
+extern bool idem_cleanup_installed(void);
+extern bool idem_cleanup_batch(IdemCleanup *cleanup);
+extern void idem_cleanup_record(IdemCleanup *cleanup, const char *by);
+extern bool idem_cleanup_in_the_way(void);
+
+/* worker.c */
+extern void idem_worker_init(void);
 
 /* settings.c: durations in the unit of the setting, see there */
 extern int idem_default_ttl;    /* s */
+extern int idem_once_ttl;       /* s */
 extern int idem_failed_ttl;     /* s */
 extern int idem_default_lease;  /* ms */
 extern int idem_max_ttl;        /* s */
@@ -246,6 +441,19 @@ extern int idem_max_claims_per_transaction;
 extern int idem_max_response_size; /* kB */
 
 #define IDEM_MAX_TTL_US ((int64) idem_max_ttl * USECS_PER_SEC)
+
+extern bool idem_track;
+extern bool idem_cleanup_enabled;
+extern int idem_cleanup_interval;   /* s */
+extern int idem_cleanup_batch_size; /* rows */
+extern int idem_cleanup_pause;      /* ms */
+extern char *idem_cleanup_skip_databases;
+extern int idem_warn_expired;
+extern int idem_warn_abandoned;
+extern int idem_warn_held;
+extern int idem_warn_keys;         /* millions would overflow: rows */
+extern int idem_warn_table_size;   /* MB */
+extern int idem_warn_dead_percent; /* % */
 
 extern void idem_settings_init(void);
 

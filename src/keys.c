@@ -25,6 +25,8 @@
 
 #include "access/detoast.h"
 #include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/multixact.h"
 #include "access/relation.h"
 #include "access/stratnum.h"
 #include "access/table.h"
@@ -37,6 +39,9 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "optimizer/cost.h"
+#include "utils/array.h"
+#include "storage/bufmgr.h"
+#include "storage/procarray.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/fmgroids.h"
@@ -47,7 +52,6 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
-#include "compat.h"
 
 #define KEYS_TABLE "idempotency_keys"
 #define TOKEN_SEQUENCE "token_seq"
@@ -99,6 +103,12 @@ typedef enum KeyStatement
 	STATEMENT_DELETE,
 	STATEMENT_DELETE_SCOPE,
 	STATEMENT_DELETE_EXPIRED,
+	STATEMENT_REDACT_DUE,
+	STATEMENT_REDACT_SCOPE,
+	STATEMENT_ABANDONED,
+	STATEMENT_BATCH_INSERT,
+	STATEMENT_BATCH_LOOK,
+	STATEMENT_BATCH_REPLACE,
 	NSTATEMENTS
 } KeyStatement;
 
@@ -339,9 +349,36 @@ idem_keys_find(const KeyIdentity *id, KeyRead how, bool with_response,
 }
 
 /*
+ * Whether another transaction has locked the row in the slot, to write it.
+ */
+static bool
+locked_by_other(TupleTableSlot *slot)
+{
+	BufferHeapTupleTableSlot *stored = (BufferHeapTupleTableSlot *) slot;
+	TransactionId xmax;
+	uint16 mask;
+
+	if (!TTS_IS_BUFFERTUPLE(slot))
+		return false;
+	LockBuffer(stored->buffer, BUFFER_LOCK_SHARE);
+	xmax = HeapTupleHeaderGetRawXmax(stored->base.tuple->t_data);
+	mask = stored->base.tuple->t_data->t_infomask;
+	LockBuffer(stored->buffer, BUFFER_LOCK_UNLOCK);
+
+	if (mask & HEAP_XMAX_INVALID)
+		return false;
+	if (mask & HEAP_XMAX_IS_MULTI)
+		return MultiXactIdIsRunning(xmax, HEAP_XMAX_IS_LOCKED_ONLY(mask));
+	return !TransactionIdIsCurrentTransactionId(xmax) &&
+		TransactionIdIsInProgress(xmax);
+}
+
+/*
  * Whether another transaction is about to delete or replace this version
  * right now. That can only be clean-up, forget_scope() or another caller that
- * takes no key locks; writing would wait for it.
+ * takes no key locks; writing would wait for it. Clean-up locks all rows of a
+ * batch before it deletes the first, and a dirty snapshot does not tell of
+ * row locks.
  */
 bool
 idem_keys_being_written(const KeyRow *row)
@@ -354,7 +391,7 @@ idem_keys_being_written(const KeyRow *row)
 
 	InitDirtySnapshot(dirty);
 	result = table_tuple_fetch_row_version(table, &tid, &dirty, slot) &&
-		TransactionIdIsValid(dirty.xmax);
+		(TransactionIdIsValid(dirty.xmax) || locked_by_other(slot));
 	ExecDropSingleTupleTableSlot(slot);
 	table_close(table, NoLock);
 	return result;
@@ -371,6 +408,15 @@ idem_keys_being_written(const KeyRow *row)
  */
 #define EXPIRED(alias) \
 	alias ".expires_at OPERATOR(pg_catalog.<=) $1 AND (" alias ".status OPERATOR(pg_catalog.=) 'completed'::pg_catalog.text OR " alias ".status OPERATOR(pg_catalog.=) 'failed'::pg_catalog.text OR (" alias ".status OPERATOR(pg_catalog.=) 'in_progress'::pg_catalog.text AND " alias ".locked_until OPERATOR(pg_catalog.<=) $2 AND " alias ".hold_if_abandoned IS NOT TRUE))"
+
+/* Which rows the next claim gets without asking anybody, as of a moment. */
+#define RECLAIMABLE(alias, now) \
+	"((" alias ".expires_at OPERATOR(pg_catalog.<=) " now " AND (" alias ".status OPERATOR(pg_catalog.=) 'completed'::pg_catalog.text OR (" alias ".status OPERATOR(pg_catalog.=) 'in_progress'::pg_catalog.text AND " alias ".locked_until OPERATOR(pg_catalog.<=) " now " AND " alias ".hold_if_abandoned IS NOT TRUE))) OR (" alias ".status OPERATOR(pg_catalog.=) 'failed'::pg_catalog.text AND (" alias ".locked_until IS NULL OR " alias ".locked_until OPERATOR(pg_catalog.<=) " now ")))"
+
+/* What a redacted row no longer has. */
+#define REDACTED                                                            \
+	"response_headers = NULL, response_body = NULL, response_bytes = NULL," \
+	" state = NULL, last_error = NULL"
 
 #define QUALIFIED_TABLE IDEM_SCHEMA_NAME "." KEYS_TABLE
 
@@ -476,6 +522,78 @@ prepare(KeyStatement statement)
 			types[ntypes++] = TIMESTAMPTZOID;
 			types[ntypes++] = INT8OID;
 			break;
+		case STATEMENT_REDACT_DUE:
+			appendStringInfoString(&sql, "UPDATE ONLY " QUALIFIED_TABLE " AS k SET " REDACTED ", redacted_at = $1, response_expires_at = NULL"
+										 " WHERE k.ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+										 "SELECT c.ctid FROM ONLY " QUALIFIED_TABLE " AS c"
+										 " WHERE c.response_expires_at OPERATOR(pg_catalog.<=) $1"
+										 " ORDER BY c.response_expires_at LIMIT $2 FOR UPDATE SKIP LOCKED))"
+										 " AND k.response_expires_at OPERATOR(pg_catalog.<=) $1");
+			types[ntypes++] = TIMESTAMPTZOID;
+			types[ntypes++] = INT8OID;
+			break;
+		case STATEMENT_REDACT_SCOPE:
+			appendStringInfoString(&sql, "UPDATE ONLY " QUALIFIED_TABLE " AS k SET " REDACTED ", redacted_at = $2, response_expires_at = NULL"
+										 " WHERE k.scope OPERATOR(pg_catalog.=) $1 AND k.redacted_at IS NULL"
+										 " AND (k.status OPERATOR(pg_catalog.=) 'completed'::pg_catalog.text"
+										 " OR k.status OPERATOR(pg_catalog.=) 'failed'::pg_catalog.text)");
+			types[ntypes++] = TEXTOID;
+			types[ntypes++] = TIMESTAMPTZOID;
+			break;
+		case STATEMENT_ABANDONED:
+			appendStringInfoString(&sql, "SELECT k.scope, k.operation, k.key FROM ONLY " QUALIFIED_TABLE " AS k"
+										 " WHERE k.status OPERATOR(pg_catalog.=) 'in_progress'::pg_catalog.text"
+										 " AND ($1 IS NULL OR k.operation OPERATOR(pg_catalog.=) $1)"
+										 " AND k.locked_until OPERATOR(pg_catalog.<=) $2"
+										 " AND k.expires_at OPERATOR(pg_catalog.>) $2"
+										 " AND k.hold_if_abandoned IS NOT TRUE"
+										 " ORDER BY k.locked_until LIMIT $3");
+			types[ntypes++] = TEXTOID;
+			types[ntypes++] = TIMESTAMPTZOID;
+			types[ntypes++] = INT8OID;
+			break;
+		case STATEMENT_BATCH_INSERT:
+		case STATEMENT_BATCH_REPLACE:
+
+			/*
+			 * The array comes in the order of the index and is inserted in
+			 * that order: so overlapping batches meet in the same order.
+			 */
+			appendStringInfoString(&sql, "INSERT INTO " QUALIFIED_TABLE " AS k"
+										 " (created_at, expires_at, completed_at, attempt, scope, operation, key, status)"
+										 " SELECT $4, $5, $4, 1, $1, $2, u.key, 'completed'::pg_catalog.text"
+										 " FROM pg_catalog.unnest($3) AS u(key)");
+			if (statement == STATEMENT_BATCH_INSERT)
+				appendStringInfoString(&sql, " ON CONFLICT (scope, operation, key) DO NOTHING");
+			else
+			{
+				appendStringInfoString(&sql, " ON CONFLICT (scope, operation, key) DO UPDATE SET ");
+				for (int i = 0; i < KEY_NCOLUMNS; i++)
+					if (i == KEY_TOKEN)
+						appendStringInfoString(&sql, ", token = CASE WHEN k.token IS NOT NULL"
+													 " THEN pg_catalog.nextval('" IDEM_SCHEMA_NAME "." TOKEN_SEQUENCE "'::pg_catalog.regclass) END");
+					else
+						appendStringInfo(&sql, "%s%s = excluded.%s", i > 0 ? ", " : "",
+										 columns[i].name, columns[i].name);
+				appendStringInfoString(&sql, " WHERE " RECLAIMABLE("k", "$4"));
+			}
+			appendStringInfoString(&sql, " RETURNING k.key");
+			types[ntypes++] = TEXTOID;
+			types[ntypes++] = TEXTOID;
+			types[ntypes++] = TEXTARRAYOID;
+			types[ntypes++] = TIMESTAMPTZOID;
+			types[ntypes++] = TIMESTAMPTZOID;
+			break;
+		case STATEMENT_BATCH_LOOK:
+			appendStringInfoString(&sql, "SELECT k.key, k.status, " RECLAIMABLE("k", "$4") " FROM ONLY " QUALIFIED_TABLE " AS k"
+																						   " WHERE k.scope OPERATOR(pg_catalog.=) $1"
+																						   " AND k.operation OPERATOR(pg_catalog.=) $2"
+																						   " AND k.key OPERATOR(pg_catalog.=) ANY ($3)");
+			types[ntypes++] = TEXTOID;
+			types[ntypes++] = TEXTOID;
+			types[ntypes++] = TEXTARRAYOID;
+			types[ntypes++] = TIMESTAMPTZOID;
+			break;
 		case NSTATEMENTS:
 			pg_unreachable();
 	}
@@ -490,7 +608,7 @@ prepare(KeyStatement statement)
 
 /*
  * Executes a statement as the owner of the table and returns the number of
- * rows it touched.
+ * rows it touched. What it returned is for "consume" to copy out.
  *
  * The planner's settings are the user's to change, and could turn a look-up
  * into a sequential scan or make every call plan anew. So they are pinned
@@ -504,24 +622,19 @@ prepare(KeyStatement statement)
  * token.
  */
 static uint64
-execute(KeyStatement statement, Datum *values, const char *nulls)
+execute_with(KeyStatement statement, Datum *values, const char *nulls,
+			 void (*consume)(void *state), void *state)
 {
 	Relation table = open_table(RowExclusiveLock);
-	Oid owner = table->rd_rel->relowner;
 	bool saved_seqscan = enable_seqscan;
 	bool saved_indexscan = enable_indexscan;
 	bool saved_tidscan = enable_tidscan;
 	int saved_cache_mode = plan_cache_mode;
-	Oid saved_user;
-	int saved_context;
+	IdemIdentity before;
 	int result;
 	uint64 processed;
 
-	GetUserIdAndSecContext(&saved_user, &saved_context);
-	SetUserIdAndSecContext(owner, saved_context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_NOFORCE_RLS);
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	push_fixed_search_path();
+	idem_become(&before, table->rd_rel->relowner);
 
 	PG_TRY();
 	{
@@ -558,13 +671,19 @@ execute(KeyStatement statement, Datum *values, const char *nulls)
 	if (result < 0)
 		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(result));
 	processed = SPI_processed;
-	pop_fixed_search_path();
-	SPI_finish();
-	SetUserIdAndSecContext(saved_user, saved_context);
+	if (consume != NULL)
+		consume(state);
+	idem_unbecome(&before);
 	table_close(table, NoLock);
-	if (processed > 0)
+	if (processed > 0 && result != SPI_OK_SELECT)
 		ForceSyncCommit();
 	return processed;
+}
+
+static uint64
+execute(KeyStatement statement, Datum *values, const char *nulls)
+{
+	return execute_with(statement, values, nulls, NULL, NULL);
 }
 
 static void
@@ -669,6 +788,209 @@ idem_keys_delete_expired(TimestampTz before, TimestampTz now, int64 max_rows)
 }
 
 /*
+ * Removes at most max_rows responses that are due to go before their keys.
+ */
+uint64
+idem_keys_redact_due(TimestampTz now, int64 max_rows)
+{
+	Datum values[2] = {TimestampTzGetDatum(now), Int64GetDatum(max_rows)};
+
+	return execute(STATEMENT_REDACT_DUE, values, NULL);
+}
+
+/*
+ * Removes the responses of a scope's finished keys.
+ */
+uint64
+idem_keys_redact_scope(text *scope)
+{
+	Datum values[2] = {PointerGetDatum(scope), TimestampTzGetDatum(GetCurrentTimestamp())};
+
+	return execute(STATEMENT_REDACT_SCOPE, values, NULL);
+}
+
+typedef struct Identities
+{
+	MemoryContext context;
+	List *list;
+} Identities;
+
+static void
+copy_identities(void *state)
+{
+	Identities *result = state;
+	MemoryContext spi = MemoryContextSwitchTo(result->context);
+
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple tuple = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+		KeyIdentity *id = palloc(sizeof(KeyIdentity));
+		bool isnull;
+
+		id->scope = DatumGetTextPCopy(SPI_getbinval(tuple, desc, 1, &isnull));
+		id->operation = DatumGetTextPCopy(SPI_getbinval(tuple, desc, 2, &isnull));
+		id->key = DatumGetTextPCopy(SPI_getbinval(tuple, desc, 3, &isnull));
+		id->hash = idem_lock_hash(id);
+		result->list = lappend(result->list, id);
+	}
+	MemoryContextSwitchTo(spi);
+}
+
+/*
+ * Keys whose claim was abandoned and may be taken over, the oldest first; of
+ * one operation, or of all if that is NULL. A list of KeyIdentity in the
+ * current context. They have to be locked and looked at again.
+ */
+List *
+idem_keys_abandoned(text *operation, int64 max_rows)
+{
+	Identities result = {CurrentMemoryContext, NIL};
+	Datum values[3] = {PointerGetDatum(operation),
+					   TimestampTzGetDatum(GetCurrentTimestamp()), Int64GetDatum(max_rows)};
+	char nulls[3] = {operation == NULL ? 'n' : ' ', ' ', ' '};
+
+	execute_with(STATEMENT_ABANDONED, values, nulls, copy_identities, &result);
+	return result.list;
+}
+
+/* A batch of keys in the order of the index, and what became of each. */
+typedef struct Batch
+{
+	Datum *keys;
+	int nkeys;
+	bool *first; /* written by this transaction */
+	bool *again; /* there, but to be replaced; or gone again */
+	bool undecided;
+	bool held;
+} Batch;
+
+static int
+compare_key(const void *a, const void *b)
+{
+	text *x = (text *) DatumGetPointer(*(const Datum *) a);
+	text *y = (text *) DatumGetPointer(*(const Datum *) b);
+	int lx = VARSIZE_ANY_EXHDR(x);
+	int ly = VARSIZE_ANY_EXHDR(y);
+	int order = memcmp(VARDATA_ANY(x), VARDATA_ANY(y), Min(lx, ly));
+
+	return order != 0 ? order : lx - ly;
+}
+
+static int
+position_of(const Batch *batch, Datum key)
+{
+	Datum *found = bsearch(&key, batch->keys, batch->nkeys, sizeof(Datum), compare_key);
+
+	if (found == NULL)
+		elog(ERROR, "unexpected key in batch");
+	return found - batch->keys;
+}
+
+static Datum
+returned(uint64 row, int column)
+{
+	bool isnull;
+
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, &isnull);
+}
+
+static void
+mark_first(void *state)
+{
+	Batch *batch = state;
+
+	for (uint64 i = 0; i < SPI_processed; i++)
+		batch->first[position_of(batch, PointerGetDatum(DatumGetTextPP(returned(i, 1))))] = true;
+}
+
+static void
+judge_existing(void *state)
+{
+	Batch *batch = state;
+
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		int position = position_of(batch, PointerGetDatum(DatumGetTextPP(returned(i, 1))));
+		char *status = TextDatumGetCString(returned(i, 2));
+
+		if (DatumGetBool(returned(i, 3)))
+			continue;
+		batch->again[position] = false;
+		if (strcmp(status, status_names[KEY_HELD]) == 0)
+			batch->held = true;
+		else if (strcmp(status, status_names[KEY_COMPLETED]) != 0)
+			batch->undecided = true;
+	}
+}
+
+static ArrayType *
+chosen(const Batch *batch, const bool *choice, bool wanted, int *number)
+{
+	Datum *keys = palloc(sizeof(Datum) * batch->nkeys);
+
+	*number = 0;
+	for (int i = 0; i < batch->nkeys; i++)
+		if (choice[i] == wanted)
+			keys[(*number)++] = batch->keys[i];
+	return construct_array(keys, *number, TEXTOID, -1, false, TYPALIGN_INT);
+}
+
+/*
+ * Inserts completed rows for keys that are sorted as the index is and
+ * distinct, and says for each whether it is there for the first time. Takes
+ * no key locks. Three statements at most: new keys; a look at those that
+ * were there already; replacing what of these has expired or failed. Batches
+ * that overlap meet in the same order in the first and in the last, and the
+ * rows of the two are different, so they do not deadlock.
+ *
+ * Errors: 40001 above READ COMMITTED; 55006 a claim is undecided; IK005.
+ */
+void
+idem_keys_insert_batch(text *scope, text *operation, Datum *keys, int nkeys,
+					   TimestampTz now, TimestampTz expires_at, bool *first)
+{
+	Batch batch = {.keys = keys, .nkeys = nkeys, .first = first};
+	Datum values[5] = {PointerGetDatum(scope), PointerGetDatum(operation), (Datum) 0,
+					   TimestampTzGetDatum(now), TimestampTzGetDatum(expires_at)};
+	int left;
+
+	values[2] = PointerGetDatum(construct_array(keys, nkeys, TEXTOID, -1, false, TYPALIGN_INT));
+	if (execute_with(STATEMENT_BATCH_INSERT, values, NULL, mark_first, &batch) == nkeys)
+		return;
+
+	values[2] = PointerGetDatum(chosen(&batch, first, false, &left));
+	batch.again = palloc(sizeof(bool) * nkeys);
+	for (int i = 0; i < nkeys; i++)
+		batch.again[i] = !first[i];
+	execute_with(STATEMENT_BATCH_LOOK, values, NULL, judge_existing, &batch);
+	if (batch.held)
+		idem_report_held();
+	if (batch.undecided)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("a claim on one of the keys is undecided"),
+				 errhint("Roll back and try the batch again later; use once() and claim() on different operations.")));
+
+	values[2] = PointerGetDatum(chosen(&batch, batch.again, true, &left));
+	if (left > 0)
+		execute_with(STATEMENT_BATCH_REPLACE, values, NULL, mark_first, &batch);
+}
+
+/*
+ * Whose table it is: the role whose rights everything here runs with.
+ */
+Oid
+idem_keys_owner(void)
+{
+	Relation table = open_table(AccessShareLock);
+	Oid owner = table->rd_rel->relowner;
+
+	table_close(table, NoLock);
+	return owner;
+}
+
+/*
  * A fencing token for a new claim, larger than that of the row it replaces
  * (NULL if there is none). The sequence alone would see to that, but a dump
  * restored over a used database sets it back.
@@ -745,6 +1067,42 @@ idem_keys_copy_row(const KeyRow *row)
 			copy->values[i] = datumCopy(row->values[i], false, -1);
 	}
 	return copy;
+}
+
+/*
+ * The same of no more than what a version is found again by, to be replaced or
+ * deleted; see append_version().
+ */
+KeyRow *
+idem_keys_copy_version(const KeyRow *row)
+{
+	KeyRow version = *row;
+
+	for (int i = 0; i < KEY_NCOLUMNS; i++)
+		if (i != KEY_EXPIRES_AT && i != KEY_STATUS && i != KEY_TOKEN)
+			KeyRowSetNull(&version, i);
+	return idem_keys_copy_row(&version);
+}
+
+/*
+ * Makes a row a failed one, to be claimed again after retry_in; both
+ * durations in microseconds.
+ *
+ * Errors: 22023 out of range.
+ */
+void
+idem_keys_set_failed(KeyRow *row, int64 retry_in, int64 failed_ttl)
+{
+	TimestampTz retry_at = idem_time_after(GetCurrentTimestamp(), retry_in, "retry_in");
+
+	row->status = KEY_FAILED;
+	KeyRowSetNull(row, KEY_LOCKED_UNTIL);
+	if (retry_in > 0)
+		KeyRowSet(row, KEY_LOCKED_UNTIL, TimestampTzGetDatum(retry_at));
+	KeyRowSet(row, KEY_EXPIRES_AT,
+			  TimestampTzGetDatum(idem_time_after(retry_at, failed_ttl, "retry_in")));
+	KeyRowSetNull(row, KEY_CLAIM_ID);
+	KeyRowSetNull(row, KEY_HOLD_IF_ABANDONED);
 }
 
 /*

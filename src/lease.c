@@ -1,7 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * lease.c
- *	  Keeping a committed claim alive: extend(), the heartbeat.
+ *	  Committed claims while they last: extend() keeps one alive,
+ *	  checkpoint() records how far its work got, claim_abandoned() takes over
+ *	  those whose owners are gone.
  *
  * A lease that has lapsed may be renewed as long as nobody has taken the
  * claim over; the token tells.
@@ -9,6 +11,25 @@
  *-------------------------------------------------------------------------
  */
 #include "idempotency.h"
+
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+
+/*
+ * The lease ends so much later than now; 0 means what the policy says.
+ */
+static TimestampTz
+renew_lease(OwnedClaim *own, int64 lease)
+{
+	TimestampTz end;
+
+	if (lease == 0)
+		lease = idem_policy_for(own->id.operation).lease;
+	end = idem_time_after(GetCurrentTimestamp(), lease, "lease");
+	KeyRowSet(&own->row, KEY_LOCKED_UNTIL, TimestampTzGetDatum(end));
+	return end;
+}
 
 PG_FUNCTION_INFO_V1(idempotency_extend);
 
@@ -26,9 +47,7 @@ idempotency_extend(PG_FUNCTION_ARGS)
 	TimestampTz end;
 
 	idem_require_writable("extend");
-	lease = idem_duration(fcinfo, 3, "lease", 1, IDEM_MAX_TTL_US,
-						  idem_setting_duration(idem_default_lease *
-												INT64CONST(1000)));
+	lease = idem_duration(fcinfo, 3, "lease", 1, IDEM_MAX_TTL_US, 0);
 	idem_owner_claim(&own, fcinfo, 4, OWNER_OTHER);
 	if (!own.leased)
 		ereport(ERROR,
@@ -36,8 +55,127 @@ idempotency_extend(PG_FUNCTION_ARGS)
 				 errmsg("the claim has no lease"),
 				 errhint("It lasts as long as its transaction. For work outside the database, claim with a lease.")));
 
-	end = idem_time_after(GetCurrentTimestamp(), lease, "lease");
-	KeyRowSet(&own.row, KEY_LOCKED_UNTIL, TimestampTzGetDatum(end));
+	end = renew_lease(&own, lease);
 	idem_owner_write(&own, PENDING_OPEN);
 	PG_RETURN_TIMESTAMPTZ(end);
+}
+
+PG_FUNCTION_INFO_V1(idempotency_checkpoint);
+
+/*
+ * SQL checkpoint(): where the next attempt may go on, and with what. State
+ * that is not given stays as it is. Returns the lease's new end; a claim
+ * without a lease has none, and its checkpoint is recorded if it fails.
+ *
+ * Errors: those of idem_owner_claim(); 22004 no recovery point; 22023 lease;
+ * 54000 too large.
+ */
+Datum
+idempotency_checkpoint(PG_FUNCTION_ARGS)
+{
+	OwnedClaim own;
+	text *recovery_point;
+	text *state;
+	int64 lease;
+	TimestampTz end;
+
+	idem_require_writable("checkpoint");
+	if (PG_ARGISNULL(3))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("recovery_point must not be null"),
+				 errhint("Name the step that the work has passed.")));
+	recovery_point = idem_text_argument(fcinfo, 3, "recovery_point");
+	state = idem_text_argument(fcinfo, 4, "state");
+	lease = idem_duration(fcinfo, 6, "lease", 1, IDEM_MAX_TTL_US, 0);
+	idem_owner_claim(&own, fcinfo, 5, OWNER_OTHER);
+
+	KeyRowSet(&own.row, KEY_RECOVERY_POINT, PointerGetDatum(recovery_point));
+	if (state != NULL)
+		KeyRowSet(&own.row, KEY_STATE, PointerGetDatum(state));
+	KeyRowSet(&own.row, KEY_CHECKPOINTED_AT, TimestampTzGetDatum(GetCurrentTimestamp()));
+	if (!own.leased)
+	{
+		idem_owner_remember(&own);
+		PG_RETURN_NULL();
+	}
+	end = renew_lease(&own, lease);
+	idem_owner_write(&own, PENDING_OPEN);
+	PG_RETURN_TIMESTAMPTZ(end);
+}
+
+PG_FUNCTION_INFO_V1(idempotency_claim_abandoned);
+
+/*
+ * SQL claim_abandoned(): takes over claims whose owners are gone, so that
+ * their work is driven to its end though the client never comes back. Keys
+ * that somebody is deciding about right now are skipped.
+ *
+ * Errors: 22001, 22023 arguments; 25006 read-only; 40001, 54000 as claim().
+ */
+Datum
+idempotency_claim_abandoned(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	text *operation = PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0);
+	int64 lease;
+	int max_rows = PG_ARGISNULL(2) ? 100 : PG_GETARG_INT32(2);
+	int taken = 0;
+	List *candidates;
+	ListCell *cell;
+
+	idem_require_writable("claim_abandoned");
+	if (operation != NULL)
+		idem_check_identity_part(operation, "operation");
+	lease = idem_duration(fcinfo, 1, "lease", 1, IDEM_MAX_TTL_US, 0);
+	if (max_rows < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("max_rows must be greater than zero"),
+				 errhint("It bounds how many claims are taken over at once.")));
+	InitMaterializedSRF(fcinfo, 0);
+
+	/* Some may be busy or not for this role: look at more than are wanted. */
+	candidates = idem_keys_abandoned(operation, 2 * (int64) max_rows + 10);
+	foreach (cell, candidates)
+	{
+		ClaimRequest request = {0};
+		ClaimAnswer answer;
+		IdemPolicy policy;
+		Datum values[7];
+		bool isnull[7] = {0};
+
+		if (taken == max_rows)
+			break;
+		request.id = *(KeyIdentity *) lfirst(cell);
+		if (!idem_binding_allows(request.id.scope) ||
+			idem_pending_find(&request.id) != NULL)
+			continue;
+		policy = idem_policy_for(request.id.operation);
+		request.ttl = policy.ttl;
+		request.lease = lease > 0 ? lease : policy.lease;
+		request.max_attempts = policy.max_attempts;
+		request.hold_if_abandoned = policy.hold_if_abandoned;
+		request.only_abandoned = true;
+		idem_claim_decide(&request, false, &answer);
+		if (answer.outcome != CLAIM_CLAIMED)
+			continue;
+		idem_stats_count(IDEM_CLAIMS, 1);
+		idem_stats_count(IDEM_TAKEOVERS, 1);
+		taken++;
+
+#define RETURN_COLUMN(i, column) \
+	(values[i] = answer.row.values[column], isnull[i] = answer.row.isnull[column])
+		RETURN_COLUMN(0, KEY_SCOPE);
+		RETURN_COLUMN(1, KEY_OPERATION);
+		RETURN_COLUMN(2, KEY_KEY);
+		RETURN_COLUMN(3, KEY_TOKEN);
+		RETURN_COLUMN(4, KEY_ATTEMPT);
+		RETURN_COLUMN(5, KEY_RECOVERY_POINT);
+		RETURN_COLUMN(6, KEY_STATE);
+#undef RETURN_COLUMN
+		tuplestore_putvalues(result->setResult, result->setDesc, values, isnull);
+		CHECK_FOR_INTERRUPTS();
+	}
+	return (Datum) 0;
 }

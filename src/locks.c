@@ -64,6 +64,10 @@ acquire(const KeyIdentity *id, bool dont_wait)
 	ResourceOwner caller = CurrentResourceOwner;
 	LockAcquireResult result;
 
+	/* Tests build the library so, to see the unique index judge alone. */
+#ifdef IDEM_NO_LOCKS
+	return LOCKACQUIRE_OK;
+#endif
 	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, (uint32) (id->hash >> 32),
 						 (uint32) id->hash, IDEM_LOCK_CLASS);
 	/* An error leaves the owner to abort processing, which sets it anew. */
@@ -167,6 +171,9 @@ idem_lock_release(const KeyIdentity *id)
 	LOCKTAG tag;
 	ResourceOwner caller = CurrentResourceOwner;
 
+#ifdef IDEM_NO_LOCKS
+	return;
+#endif
 	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, (uint32) (id->hash >> 32),
 						 (uint32) id->hash, IDEM_LOCK_CLASS);
 	CurrentResourceOwner = CurTransactionResourceOwner;

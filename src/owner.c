@@ -38,9 +38,11 @@ pg_attribute_noreturn()
 			 errhint("Roll back what was done under it, and claim() again to learn how the key stands.")));
 }
 
-static void
-pg_attribute_noreturn()
-	report_held(void)
+/*
+ * Errors: IK005, always.
+ */
+void
+idem_report_held(void)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_HELD),
@@ -93,26 +95,30 @@ check_token(const KeyRow *row, int64 token)
 }
 
 /*
- * Finds the caller's claim on the key of the first three arguments and locks
- * it; fills in *own. On return either own->row is an open claim to be changed
- * and written, or, for OWNER_COMPLETE only, own->completed says that the same
- * claim has been completed before and own->stored shows how.
+ * Takes a key's lock, waiting for whoever has it, and keeps it to the end of
+ * the transaction, for a caller who decides about the key.
  *
- * Waits for the key's lock and keeps it. Values of the rows are in the
- * current memory context.
- *
- * Errors: IK001 taken over, completed or forgotten; IK002 never claimed or
- * closed; IK005 held; 55P03, 40P01, 54000 for the lock; 22xxx arguments.
+ * Errors: 54000 too many keys; 55P03, 40P01, 57014 while waiting.
  */
-void
-idem_owner_claim(OwnedClaim *own, FunctionCallInfo fcinfo, int token_argno,
-				 OwnerVerb verb)
+PendingClaim *
+idem_owner_lock(const KeyIdentity *id)
 {
-	bool has_token = !PG_ARGISNULL(token_argno);
-	int64 token = has_token ? PG_GETARG_INT64(token_argno) : 0;
+	PendingClaim *pending = idem_pending_find(id);
+
+	if (pending == NULL)
+	{
+		idem_pending_check_limit();
+		idem_lock_wait(id);
+		pending = idem_pending_keep(id);
+	}
+	return pending;
+}
+
+static void
+find_claim(OwnedClaim *own, bool has_token, int64 token, OwnerVerb verb)
+{
 	PendingState state = {0};
 
-	idem_identity(&own->id, fcinfo);
 	own->completed = false;
 	own->is_stored = false;
 	own->pending = idem_pending_find(&own->id);
@@ -129,21 +135,22 @@ idem_owner_claim(OwnedClaim *own, FunctionCallInfo fcinfo, int token_argno,
 		if (has_token)
 			report_not_claimed(true);
 		own->row = *state.draft;
-		if (state.stored)
-			own->is_stored = idem_keys_find(&own->id, KEYS_NOW, false,
-											&own->stored, NULL);
+
+		/*
+		 * The version that the claim was made over, not what is there now: a
+		 * caller that takes no locks may have completed the key since.
+		 */
+		if (state.over != NULL)
+		{
+			own->stored = *state.over;
+			own->is_stored = true;
+		}
 		return;
 	}
 
-	if (own->pending == NULL)
-	{
-		idem_pending_check_limit();
-		idem_lock_wait(&own->id);
-	}
+	own->pending = idem_owner_lock(&own->id);
 	own->is_stored = idem_keys_find(&own->id, KEYS_NOW, verb == OWNER_COMPLETE,
 									&own->stored, NULL);
-	if (own->pending == NULL)
-		own->pending = idem_pending_keep(&own->id);
 	if (!own->is_stored)
 		report_stale("forgotten");
 	if (own->leased)
@@ -163,10 +170,41 @@ idem_owner_claim(OwnedClaim *own, FunctionCallInfo fcinfo, int token_argno,
 		case KEY_HELD:
 			if (verb != OWNER_COMPLETE &&
 				idem_keys_held(&own->stored, GetCurrentTimestamp()))
-				report_held();
+				idem_report_held();
 			break;
 	}
 	own->row = own->stored;
+}
+
+/*
+ * Finds the caller's claim on the key of the first three arguments and locks
+ * it; fills in *own. On return either own->row is an open claim to be changed
+ * and written, or, for OWNER_COMPLETE only, own->completed says that the same
+ * claim has been completed before and own->stored shows how.
+ *
+ * Waits for the key's lock and keeps it. Values of the rows are in the
+ * current memory context.
+ *
+ * Errors: IK001 taken over, completed or forgotten; IK002 never claimed or
+ * closed; IK005 held; 55P03, 40P01, 54000 for the lock; 22xxx arguments.
+ */
+void
+idem_owner_claim(OwnedClaim *own, FunctionCallInfo fcinfo, int token_argno,
+				 OwnerVerb verb)
+{
+	idem_identity(&own->id, fcinfo);
+	find_claim(own, !PG_ARGISNULL(token_argno),
+			   PG_ARGISNULL(token_argno) ? 0 : PG_GETARG_INT64(token_argno), verb);
+}
+
+/*
+ * The same for a claim that this transaction has just made.
+ */
+void
+idem_owner_claim_pending(OwnedClaim *own, const KeyIdentity *id)
+{
+	own->id = *id;
+	find_claim(own, false, 0, OWNER_COMPLETE);
 }
 
 /*
@@ -195,6 +233,15 @@ set_status(OwnedClaim *own, PendingStatus status)
 }
 
 /*
+ * Notes own->row as what a claim without a lease will write in the end.
+ */
+void
+idem_owner_remember(OwnedClaim *own)
+{
+	set_status(own, PENDING_OPEN);
+}
+
+/*
  * Writes own->row and notes how the claim stands now.
  *
  * A completion whose row vanished meanwhile is put in anew: clean-up took the
@@ -208,11 +255,16 @@ idem_owner_write(OwnedClaim *own, PendingStatus status)
 {
 	KeyRow *old = own->is_stored ? &own->stored : NULL;
 
-	/* Tokens never go back, even where the new claim had none. */
-	if (!own->leased && old != NULL && !old->isnull[KEY_TOKEN] &&
-		idem_pending_state(own->pending)->status == PENDING_OPEN)
+	/*
+	 * Tokens never go back, even where the new claim had none: it outdates
+	 * that of the row that it was made over, which clean-up may have taken
+	 * away since. And what is held is completed by its token.
+	 */
+	if (!own->leased &&
+		idem_pending_state(own->pending)->status == PENDING_OPEN &&
+		(!own->row.isnull[KEY_TOKEN] || own->row.status == KEY_HELD))
 		KeyRowSet(&own->row, KEY_TOKEN,
-				  Int64GetDatum(idem_keys_next_token(old)));
+				  Int64GetDatum(idem_keys_next_token(&own->row)));
 
 	if (!own->leased || own->row.status == KEY_COMPLETED)
 	{

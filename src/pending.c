@@ -39,7 +39,8 @@ struct PendingClaim
 {
 	KeyIdentity id; /* own copy */
 	PendingState state;
-	PendingClaim *next; /* unlike key of the same hash */
+	PendingClaim *next;  /* unlike key of the same hash */
+	PendingClaim *older; /* made before, of any hash */
 };
 
 typedef struct PendingBucket
@@ -59,6 +60,7 @@ typedef struct PendingUndo
 
 /* All of it lives in TopTransactionContext; see reset(). */
 static HTAB *pending = NULL;
+static PendingClaim *newest = NULL;
 static PendingUndo *undo = NULL;
 static int nclaims = 0; /* entries, each with its lock */
 static int nopen = 0;   /* without a lease and unfinished */
@@ -67,6 +69,7 @@ static void
 reset(void)
 {
 	pending = NULL;
+	newest = NULL;
 	undo = NULL;
 	nclaims = 0;
 	nopen = 0;
@@ -202,6 +205,8 @@ idem_pending_keep(const KeyIdentity *id)
 	/* Nothing below can fail, so the undo stack and the table agree. */
 	claim->next = bucket->first;
 	bucket->first = claim;
+	claim->older = newest;
+	newest = claim;
 	nclaims++;
 	return claim;
 }
@@ -225,6 +230,10 @@ forget(PendingClaim *claim)
 	PendingState none = {0};
 	PendingBucket *bucket;
 	PendingClaim **link;
+
+	/* Whatever was made later belongs to the same rollback and is gone. */
+	Assert(newest == claim);
+	newest = claim->older;
 
 	change(claim, &none);
 	bucket = hash_search(pending, &claim->id.hash, HASH_FIND, NULL);
@@ -274,6 +283,18 @@ subtransaction_ends(SubXactEvent event, SubTransactionId mySubid,
 	}
 }
 
+/*
+ * The transaction has committed: who waits for a claim that it has finished
+ * need wait no longer. Claims without a lease are waited for by their lock.
+ */
+static void
+wake_waiters(void)
+{
+	for (PendingClaim *claim = newest; claim != NULL; claim = claim->older)
+		if (claim->state.leased && claim->state.status != PENDING_OPEN)
+			idem_wake_waiters(claim->id.hash);
+}
+
 static void
 transaction_ends(XactEvent event, void *arg)
 {
@@ -288,6 +309,9 @@ transaction_ends(XactEvent event, void *arg)
 						 errhint("Call complete() or fail() in the transaction that claims, or claim with a lease if the work goes on after it.")));
 			break;
 		case XACT_EVENT_COMMIT:
+			wake_waiters();
+			reset();
+			break;
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PREPARE:
 			reset();

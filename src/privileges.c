@@ -27,20 +27,32 @@ static const char *const usage[] = {
 	"USAGE ON SCHEMA idempotency",
 	"USAGE ON TYPE idempotency.claim_result, idempotency.replay_result, idempotency.lookup_result",
 	"EXECUTE ON FUNCTION idempotency.claim, idempotency.complete, idempotency.fail,"
-	" idempotency.release, idempotency.extend, idempotency.replay, idempotency.lookup,"
-	" idempotency.fingerprint, idempotency.content_key, idempotency.effect_key",
+	" idempotency.release, idempotency.extend, idempotency.checkpoint, idempotency.hold,"
+	" idempotency.replay, idempotency.lookup, idempotency.once, idempotency.once_batch,"
+	" idempotency.run, idempotency.claim_abandoned, idempotency.fingerprint,"
+	" idempotency.content_key, idempotency.effect_key",
+	"SELECT ON TABLE idempotency.effective_policies",
 	NULL};
 
 static const char *const operator[] = {
 	"USAGE ON SCHEMA idempotency",
 	"USAGE ON TYPE idempotency.replay_result, idempotency.lookup_result",
-	"EXECUTE ON FUNCTION idempotency.complete, idempotency.replay, idempotency.lookup,"
-	" idempotency.forget, idempotency.forget_scope, idempotency.cleanup",
-	"SELECT ON TABLE idempotency.idempotency_keys",
+	"EXECUTE ON FUNCTION idempotency.complete, idempotency.resolve, idempotency.replay,"
+	" idempotency.lookup, idempotency.forget, idempotency.forget_scope, idempotency.redact,"
+	" idempotency.redact_scope, idempotency.import_completed, idempotency.cleanup,"
+	" idempotency.request_cleanup, idempotency.schedule_cleanup, idempotency.unschedule_cleanup,"
+	" idempotency.set_policy, idempotency.drop_policy, idempotency.health, idempotency.stats_data",
+	"EXECUTE ON PROCEDURE idempotency.maintain",
+	"SELECT ON TABLE idempotency.idempotency_keys, idempotency.policies,"
+	" idempotency.cleanup_runs, idempotency.stats, idempotency.keys_by_operation,"
+	" idempotency.abandoned, idempotency.effective_policies",
 	NULL};
 
 static const char *const monitor[] = {
 	"USAGE ON SCHEMA idempotency",
+	"EXECUTE ON FUNCTION idempotency.health, idempotency.stats_data",
+	"SELECT ON TABLE idempotency.policies, idempotency.cleanup_runs, idempotency.stats,"
+	" idempotency.keys_by_operation, idempotency.effective_policies",
 	NULL};
 
 /*

@@ -14,6 +14,7 @@
 #include <limits.h>
 
 #include "utils/guc.h"
+#include "utils/varlena.h"
 
 #define DAY_S (24 * 60 * 60)
 #define MINUTE_MS (60 * 1000)
@@ -26,12 +27,71 @@
 
 int idem_default_ttl = DAY_S;
 int idem_failed_ttl = DAY_S;
+int idem_once_ttl = 30 * DAY_S;
 int idem_default_lease = MINUTE_MS;
 int idem_max_ttl = 366 * DAY_S;
 int idem_max_wait = MINUTE_MS;
 int idem_max_key_length = 255;
 int idem_max_claims_per_transaction = 1000;
 int idem_max_response_size = 4 * 1024;
+bool idem_track = true;
+bool idem_cleanup_enabled = true;
+int idem_cleanup_interval = 60 * 60;
+int idem_cleanup_batch_size = 5000;
+int idem_cleanup_pause = 50;
+char *idem_cleanup_skip_databases = NULL;
+int idem_warn_expired = 100000;
+int idem_warn_abandoned = 1;
+int idem_warn_held = 1;
+int idem_warn_keys = 10000000;
+int idem_warn_table_size = 10 * 1024;
+int idem_warn_dead_percent = 20;
+
+/* What health() warns of, from which number on; 0 switches a check off. */
+static const struct
+{
+	const char *name;
+	const char *meaning;
+	int *variable;
+	int boot_value;
+	int flags;
+} thresholds[] = {
+	{"idempotency.warn_expired",
+	 "Number of expired keys, not yet deleted, from which health() warns.",
+	 &idem_warn_expired, 100000, 0},
+	{"idempotency.warn_abandoned",
+	 "Number of abandoned claims from which health() warns.",
+	 &idem_warn_abandoned, 1, 0},
+	{"idempotency.warn_held",
+	 "Number of held keys from which health() warns.",
+	 &idem_warn_held, 1, 0},
+	{"idempotency.warn_keys",
+	 "Estimated number of keys from which health() warns.",
+	 &idem_warn_keys, 10000000, 0},
+	{"idempotency.warn_table_size",
+	 "Size of table and indexes from which health() warns.",
+	 &idem_warn_table_size, 10 * 1024, GUC_UNIT_MB},
+	{"idempotency.warn_dead_percent",
+	 "Percentage of dead rows from which health() warns.",
+	 &idem_warn_dead_percent, 20, 0},
+};
+
+/*
+ * A list of names has to be one.
+ */
+static bool
+check_name_list(char **value, void **extra, GucSource source)
+{
+	List *names;
+
+	if (!SplitGUCList(pstrdup(*value), ',', &names))
+	{
+		GUC_check_errdetail("List syntax is invalid.");
+		return false;
+	}
+	list_free(names);
+	return true;
+}
 
 void
 idem_settings_init(void)
@@ -52,8 +112,16 @@ idem_settings_init(void)
 							PGC_USERSET, GUC_UNIT_S,
 							NULL, NULL, NULL);
 
+	DefineCustomIntVariable("idempotency.once_ttl",
+							"How long once() and once_batch() remember a key when the call does not say.",
+							NULL,
+							&idem_once_ttl,
+							30 * DAY_S, 1, INT_MAX,
+							PGC_USERSET, GUC_UNIT_S,
+							NULL, NULL, NULL);
+
 	DefineCustomIntVariable("idempotency.default_lease",
-							"Length of a lease that extend() renews without being told a length.",
+							"Length of a lease that extend() and checkpoint() renew without being told a length.",
 							NULL,
 							&idem_default_lease,
 							MINUTE_MS, 1, INT_MAX,
@@ -99,6 +167,63 @@ idem_settings_init(void)
 							4 * 1024, 0, 1000 * 1024,
 							PGC_SUSET, GUC_UNIT_KB,
 							NULL, NULL, NULL);
+
+	DefineCustomBoolVariable("idempotency.track",
+							 "Count claims, replays and the rest for the view \"stats\".",
+							 "Needs the library to be preloaded.",
+							 &idem_track,
+							 true,
+							 PGC_SUSET, 0,
+							 NULL, NULL, NULL);
+
+	DefineCustomBoolVariable("idempotency.cleanup_enabled",
+							 "Let the background worker delete expired keys.",
+							 "Needs the library to be preloaded.",
+							 &idem_cleanup_enabled,
+							 true,
+							 PGC_SIGHUP, 0,
+							 NULL, NULL, NULL);
+
+	DefineCustomIntVariable("idempotency.cleanup_interval",
+							"Time from one clean-up of all databases to the next.",
+							NULL,
+							&idem_cleanup_interval,
+							60 * 60, 1, INT_MAX / 1000,
+							PGC_SIGHUP, GUC_UNIT_S,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("idempotency.cleanup_batch_size",
+							"Most rows that clean-up deletes in one transaction.",
+							NULL,
+							&idem_cleanup_batch_size,
+							5000, 1, 1000000,
+							PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("idempotency.cleanup_pause",
+							"Pause of clean-up between two batches.",
+							NULL,
+							&idem_cleanup_pause,
+							50, 0, 2000,
+							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	DefineCustomStringVariable("idempotency.cleanup_skip_databases",
+							   "Databases that the background worker leaves alone.",
+							   "A list of names, separated by commas.",
+							   &idem_cleanup_skip_databases,
+							   "",
+							   PGC_SIGHUP, GUC_LIST_INPUT,
+							   check_name_list, NULL, NULL);
+
+	for (int i = 0; i < lengthof(thresholds); i++)
+		DefineCustomIntVariable(thresholds[i].name,
+								thresholds[i].meaning,
+								"Zero switches the check off.",
+								thresholds[i].variable,
+								thresholds[i].boot_value, 0, INT_MAX,
+								PGC_USERSET, thresholds[i].flags,
+								NULL, NULL, NULL);
 
 	MarkGUCPrefixReserved("idempotency");
 }

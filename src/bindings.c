@@ -1,0 +1,142 @@
+/*-------------------------------------------------------------------------
+ *
+ * bindings.c
+ *	  Which scopes a role may use: bind_role(), unbind_role().
+ *
+ * Two applications in one database must not be able to replay each other's
+ * answers. A role that is bound to a pattern, itself or through a role whose
+ * privileges it has, can only use scopes that match one of its patterns; one
+ * that is not bound can use any. The role that counts is the current one, so
+ * a SECURITY DEFINER function acts for its owner. Superusers are not bound.
+ *
+ * Each backend keeps a copy of the table (config.c). Where nobody is bound a
+ * call pays for a look at an empty list.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "idempotency.h"
+
+#include "catalog/pg_collation.h"
+#include "executor/tuptable.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/fmgrprotos.h"
+
+typedef struct BindingRow
+{
+	Oid role;
+	text *pattern;
+} BindingRow;
+
+static void *
+read_row(TupleTableSlot *slot)
+{
+	BindingRow *row = palloc0(sizeof(BindingRow));
+	bool isnull;
+
+	row->role = DatumGetObjectId(slot_getattr(slot, 1, &isnull));
+	row->pattern = DatumGetTextPCopy(slot_getattr(slot, 2, &isnull));
+	return row;
+}
+
+static IdemConfig config = {.table = "role_bindings", .read_row = read_row};
+
+/*
+ * Whether the current role may use a scope. Errors: 55000 table missing.
+ */
+bool
+idem_binding_allows(text *scope)
+{
+	bool bound = false;
+	ListCell *cell;
+
+	idem_config_refresh(&config);
+	if (config.rows == NIL || superuser())
+		return true;
+	foreach (cell, config.rows)
+	{
+		BindingRow *row = lfirst(cell);
+
+		if (!has_privs_of_role(GetUserId(), row->role))
+			continue;
+		bound = true;
+		if (DatumGetBool(DirectFunctionCall2Coll(textlike, C_COLLATION_OID,
+												 PointerGetDatum(scope),
+												 PointerGetDatum(row->pattern))))
+			return true;
+	}
+	return !bound;
+}
+
+/*
+ * Errors: 42501 the current role is bound to other scopes.
+ */
+void
+idem_binding_check(text *scope)
+{
+	if (!idem_binding_allows(scope))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for this scope"),
+				 errhint("The role is bound to other scopes by idempotency.bind_role().")));
+}
+
+static void
+check_role(FunctionCallInfo fcinfo)
+{
+	if (PG_ARGISNULL(0) || !OidIsValid(PG_GETARG_OID(0)))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("role must not be null"),
+				 errhint("Name the role.")));
+}
+
+PG_FUNCTION_INFO_V1(idempotency_bind_role);
+
+/*
+ * SQL bind_role(): true. A role can be bound to several patterns.
+ *
+ * Errors: 22004, 22023 arguments; 25006 read-only.
+ */
+Datum
+idempotency_bind_role(PG_FUNCTION_ARGS)
+{
+	Oid types[2] = {REGROLEOID, TEXTOID};
+	Datum values[2] = {PG_GETARG_DATUM(0), PG_GETARG_DATUM(1)};
+
+	idem_require_writable("bind_role");
+	check_role(fcinfo);
+	if (PG_ARGISNULL(1) || VARSIZE_ANY_EXHDR(PG_GETARG_TEXT_PP(1)) == 0)
+		ereport(ERROR,
+				(errcode(PG_ARGISNULL(1) ? ERRCODE_NULL_VALUE_NOT_ALLOWED : ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("scope_pattern must not be null or empty"),
+				 errhint("Give a pattern as for LIKE, such as 'shop:%%'.")));
+	/* A malformed pattern is refused here, not at the next claim. */
+	(void) DirectFunctionCall2Coll(textlike, C_COLLATION_OID, values[1], values[1]);
+	idem_config_write(&config,
+					  "INSERT INTO idempotency.role_bindings (role, scope_pattern)"
+					  " VALUES ($1, $2) ON CONFLICT (role, scope_pattern) DO NOTHING",
+					  2, types, values, NULL);
+	PG_RETURN_BOOL(true);
+}
+
+PG_FUNCTION_INFO_V1(idempotency_unbind_role);
+
+/*
+ * SQL unbind_role(): removes all patterns of a role; true if there were any.
+ *
+ * Errors: 22004 role; 25006 read-only.
+ */
+Datum
+idempotency_unbind_role(PG_FUNCTION_ARGS)
+{
+	Oid types[1] = {REGROLEOID};
+	Datum values[1] = {PG_GETARG_DATUM(0)};
+
+	idem_require_writable("unbind_role");
+	check_role(fcinfo);
+	PG_RETURN_BOOL(idem_config_write(&config,
+									 "DELETE FROM idempotency.role_bindings AS b"
+									 " WHERE b.role::pg_catalog.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid",
+									 1, types, values, NULL) > 0);
+}

@@ -1,0 +1,158 @@
+/*-------------------------------------------------------------------------
+ *
+ * config.c
+ *	  Small tables of the extension that every backend keeps a copy of:
+ *	  "policies" and "role_bindings".
+ *
+ * A claim must not pay for a look-up in them. So they are read as a whole at
+ * first need. A statement trigger on each invalidates the table's relation
+ * cache entry, which reaches every backend with the commit of the change, and
+ * a callback then drops the copy. The trigger fires always, also for rows
+ * that logical replication applies, and on TRUNCATE.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "idempotency.h"
+
+#include "access/relation.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "catalog/dependency.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "commands/extension.h"
+#include "commands/trigger.h"
+#include "executor/tuptable.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+/* Every table that was read in this backend. */
+static List *watched = NIL;
+
+static void
+table_changed(Datum arg, Oid relid)
+{
+	ListCell *cell;
+
+	foreach (cell, watched)
+	{
+		IdemConfig *config = lfirst(cell);
+
+		config->changes++;
+		if (relid == InvalidOid || relid == config->loaded)
+			config->loaded = InvalidOid;
+	}
+}
+
+void
+idem_config_init(void)
+{
+	CacheRegisterRelcacheCallback(table_changed, (Datum) 0);
+}
+
+static Relation
+open_table(const char *name)
+{
+	Oid schema = get_namespace_oid(IDEM_SCHEMA_NAME, true);
+	Oid oid = OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
+	Relation table = OidIsValid(oid) ? try_relation_open(oid, AccessShareLock) : NULL;
+
+	if (table == NULL ||
+		getExtensionOfObject(RelationRelationId, oid) !=
+			get_extension_oid(IDEM_EXTENSION_NAME, true))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table %s.%s does not exist", IDEM_SCHEMA_NAME, name),
+				 errhint("It was renamed or dropped; restore it, or drop extension \"%s\" and create it again.",
+						 IDEM_EXTENSION_NAME)));
+	return table;
+}
+
+/*
+ * Brings the copy up to date. Whoever reads it may do so until the next call
+ * that takes locks. What is invalidated while we read is used once, for the
+ * call that is running, and not kept.
+ *
+ * Errors: 55000 the table is missing.
+ */
+void
+idem_config_refresh(IdemConfig *config)
+{
+	Relation table;
+	Snapshot snapshot;
+	TableScanDesc scan;
+	TupleTableSlot *slot;
+	uint64 changes_before;
+
+	if (OidIsValid(config->loaded))
+		return;
+
+	table = open_table(config->table);
+	if (config->context == NULL)
+	{
+		MemoryContext caller = MemoryContextSwitchTo(TopMemoryContext);
+
+		config->context = AllocSetContextCreate(TopMemoryContext, "idempotency configuration",
+												ALLOCSET_SMALL_SIZES);
+		watched = lappend(watched, config);
+		MemoryContextSwitchTo(caller);
+	}
+	changes_before = config->changes;
+	MemoryContextReset(config->context);
+	config->rows = NIL;
+
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	scan = table_beginscan(table, snapshot, 0, NULL);
+	slot = table_slot_create(table, NULL);
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		MemoryContext caller = MemoryContextSwitchTo(config->context);
+
+		config->rows = lappend(config->rows, config->read_row(slot));
+		MemoryContextSwitchTo(caller);
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	table_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	if (config->changes == changes_before)
+		config->loaded = RelationGetRelid(table);
+	table_close(table, NoLock);
+}
+
+/*
+ * Executes a statement on such a table as its owner; says how many rows it
+ * touched.
+ *
+ * Errors: 55000 the table is missing.
+ */
+uint64
+idem_config_write(const IdemConfig *config, const char *sql, int nargs, Oid *types,
+				  Datum *values, const char *nulls)
+{
+	Relation table = open_table(config->table);
+	uint64 processed = idem_execute_as(table->rd_rel->relowner, sql, nargs, types,
+									   values, nulls);
+
+	table_close(table, NoLock);
+	return processed;
+}
+
+PG_FUNCTION_INFO_V1(idempotency_config_changed);
+
+/*
+ * SQL config_changed(), the trigger; see the head of this file.
+ */
+Datum
+idempotency_config_changed(PG_FUNCTION_ARGS)
+{
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("config_changed() is a trigger function"),
+				 errhint("It is not to be called by anybody else.")));
+	CacheInvalidateRelcacheByRelid(RelationGetRelid(((TriggerData *) fcinfo->context)->tg_relation));
+	PG_RETURN_POINTER(NULL);
+}

@@ -1,0 +1,221 @@
+/*-------------------------------------------------------------------------
+ *
+ * health.c
+ *	  health(): is everything as it should be in this database? One row per
+ *	  check, each with its value and the threshold that it was held against.
+ *
+ * Fast on any number of keys: counts walk an index and stop once they have
+ * seen enough to be critical, sizes and numbers of rows come from the
+ * catalogs and the statistics. The thresholds are the settings
+ * idempotency.warn_*; at ten times as much a check is critical.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "idempotency.h"
+
+#include "executor/spi.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+
+#define CRITICAL_FACTOR 10
+
+typedef struct Health
+{
+	Tuplestorestate *store;
+	TupleDesc desc;
+} Health;
+
+static void
+report(Health *health, const char *check, const char *status, bool has_value,
+	   int64 value, int64 threshold, const char *detail)
+{
+	Datum values[5];
+	bool isnull[5] = {false, false, !has_value, threshold <= 0, detail == NULL};
+
+	values[0] = CStringGetTextDatum(check);
+	values[1] = CStringGetTextDatum(status);
+	values[2] = Int64GetDatum(value);
+	values[3] = Int64GetDatum(threshold);
+	values[4] = detail != NULL ? CStringGetTextDatum(detail) : (Datum) 0;
+	tuplestore_putvalues(health->store, health->desc, values, isnull);
+}
+
+/*
+ * A number that should stay below a threshold.
+ */
+static void
+report_number(Health *health, const char *check, int64 value, int64 threshold,
+			  const char *what_to_do)
+{
+	bool warn = threshold > 0 && value >= threshold;
+	bool critical = warn && value / CRITICAL_FACTOR >= threshold;
+
+	report(health, check, critical ? "critical" : warn ? "warn"
+													   : "ok",
+		   true,
+		   value, threshold, warn ? what_to_do : NULL);
+}
+
+/*
+ * A query that returns one number, executed as the tables' owner.
+ */
+static int64
+number(const char *sql, int64 limit)
+{
+	IdemIdentity before;
+	Oid types[2] = {TIMESTAMPTZOID, INT8OID};
+	Datum values[2] = {TimestampTzGetDatum(GetCurrentTimestamp()), Int64GetDatum(limit)};
+	int64 result;
+	bool isnull;
+
+	idem_become(&before, idem_keys_owner());
+	if (SPI_execute_with_args(sql, 2, types, values, NULL, true, 1) != SPI_OK_SELECT ||
+		SPI_processed != 1)
+		elog(ERROR, "unexpected result of health query");
+	result = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
+										 1, &isnull));
+	if (isnull)
+		result = 0;
+	idem_unbecome(&before);
+	return result;
+}
+
+/* Counting stops where a check is critical anyway. */
+static int64
+enough(int threshold)
+{
+	return (int64) Max(threshold, 1) * CRITICAL_FACTOR + 1;
+}
+
+static void
+check_worker(Health *health)
+{
+	pid_t pid;
+	bool lacking;
+
+	if (idem_shared == NULL)
+	{
+		report(health, "worker", "warn", false, 0, 0,
+			   "The library is not preloaded: no background worker, no statistics. "
+			   "Add \"idempotency\" to \"shared_preload_libraries\", or clean up by schedule_cleanup().");
+		return;
+	}
+	LWLockAcquire(idem_shared->lock, LW_SHARED);
+	pid = idem_shared->launcher_pid;
+	lacking = idem_shared->workers_lacking;
+	LWLockRelease(idem_shared->lock);
+	if (RecoveryInProgress())
+		report(health, "worker", "ok", false, 0, 0, "This server is a standby: clean-up runs on the primary.");
+	else if (!idem_cleanup_enabled)
+		report(health, "worker", "warn", false, 0, 0,
+			   "Switched off by \"idempotency.cleanup_enabled\".");
+	else if (pid == 0)
+		report(health, "worker", "critical", false, 0, 0,
+			   "The launcher is not running. Is \"max_worker_processes\" large enough? The server log says more.");
+	else if (lacking)
+		report(health, "worker", "critical", true, pid, 0,
+			   "No free slot for a background process: raise \"max_worker_processes\".");
+	else
+		report(health, "worker", "ok", true, pid, 0, NULL);
+}
+
+/*
+ * When clean-up last ran here, by whomever: seconds ago, against three
+ * intervals. A server that has only just started has not had the time.
+ */
+static void
+check_last_cleanup(Health *health)
+{
+	int64 threshold = (int64) idem_cleanup_interval * 3;
+	int64 age = number("SELECT COALESCE("
+					   "(SELECT pg_catalog.date_part('epoch', $1 OPERATOR(pg_catalog.-) r.finished_at)"
+					   " FROM idempotency.cleanup_runs AS r WHERE r.sqlstate IS NULL"
+					   " ORDER BY r.id DESC LIMIT 1)::pg_catalog.int8,"
+					   " (-1)::pg_catalog.int8) OPERATOR(pg_catalog.+) $2",
+					   0);
+	IdemCleanup last = {0};
+
+	if (idem_stats_last_cleanup(&last) && last.failed)
+		report(health, "last_cleanup", "critical", age >= 0, age, threshold, last.message);
+	else if (age < 0)
+		report(health, "last_cleanup", "warn", false, 0, threshold, "No clean-up has run here yet.");
+	else
+		report(health, "last_cleanup", age > threshold ? "warn" : "ok", true, age, threshold,
+			   age > threshold ? "Seconds since the last clean-up; it should run more often." : NULL);
+}
+
+PG_FUNCTION_INFO_V1(idempotency_health);
+
+/*
+ * SQL health(). Errors: 55000 the tables are not as expected.
+ */
+Datum
+idempotency_health(PG_FUNCTION_ARGS)
+{
+	Health health;
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+
+	InitMaterializedSRF(fcinfo, 0);
+	health.store = result->setResult;
+	health.desc = result->setDesc;
+
+	check_worker(&health);
+	check_last_cleanup(&health);
+	report_number(&health, "expired_backlog",
+				  number("SELECT pg_catalog.count(*) FROM (SELECT FROM ONLY idempotency.idempotency_keys AS k"
+						 " WHERE k.expires_at OPERATOR(pg_catalog.<=) $1"
+						 " AND (k.status OPERATOR(pg_catalog.=) 'completed'::pg_catalog.text"
+						 " OR k.status OPERATOR(pg_catalog.=) 'failed'::pg_catalog.text) LIMIT $2) AS e",
+						 enough(idem_warn_expired)),
+				  idem_warn_expired,
+				  "Expired keys wait to be deleted: is clean-up running, and often enough?");
+	report_number(&health, "abandoned_claims",
+				  number("SELECT pg_catalog.count(*) FROM (SELECT FROM ONLY idempotency.idempotency_keys AS k"
+						 " WHERE k.status OPERATOR(pg_catalog.=) 'in_progress'::pg_catalog.text"
+						 " AND k.locked_until OPERATOR(pg_catalog.<=) $1 LIMIT $2) AS a",
+						 enough(idem_warn_abandoned)),
+				  idem_warn_abandoned,
+				  "Claims whose owner is gone: see the view \"abandoned\"; claim_abandoned() drives their work to its end.");
+	report_number(&health, "held_keys",
+				  number("SELECT pg_catalog.count(*) FROM (SELECT FROM ONLY idempotency.idempotency_keys AS k"
+						 " WHERE k.status OPERATOR(pg_catalog.=) 'held'::pg_catalog.text"
+						 " AND $1 IS NOT NULL LIMIT $2) AS h",
+						 enough(idem_warn_held)),
+				  idem_warn_held,
+				  "Keys of unknown outcome wait for a person: find out what happened, then complete() or resolve().");
+	report_number(&health, "number_of_keys",
+				  number("SELECT GREATEST(c.reltuples, 0)::pg_catalog.int8 FROM pg_catalog.pg_class AS c"
+						 " WHERE c.oid OPERATOR(pg_catalog.=) 'idempotency.idempotency_keys'::pg_catalog.regclass"
+						 " AND $1 IS NOT NULL AND $2 IS NOT NULL",
+						 0),
+				  idem_warn_keys,
+				  "Estimated number of keys: shorten lifetimes, or plan for the size.");
+	report_number(&health, "table_size",
+				  number("SELECT (pg_catalog.pg_total_relation_size('idempotency.idempotency_keys'::pg_catalog.regclass)"
+						 " OPERATOR(pg_catalog./) 1048576::pg_catalog.int8) FROM (SELECT $1, $2) AS unused",
+						 0),
+				  idem_warn_table_size,
+				  "Megabytes of table and indexes: shorten lifetimes or response_ttl, or plan for the size.");
+	report_number(&health, "dead_rows",
+				  number("SELECT CASE WHEN s.n_live_tup OPERATOR(pg_catalog.+) s.n_dead_tup OPERATOR(pg_catalog.<) 10000"
+						 " THEN 0 ELSE 100 OPERATOR(pg_catalog.*) s.n_dead_tup"
+						 " OPERATOR(pg_catalog./) (s.n_live_tup OPERATOR(pg_catalog.+) s.n_dead_tup) END::pg_catalog.int8"
+						 " FROM pg_catalog.pg_stat_all_tables AS s"
+						 " WHERE s.relid OPERATOR(pg_catalog.=) 'idempotency.idempotency_keys'::pg_catalog.regclass"
+						 " AND $1 IS NOT NULL AND $2 IS NOT NULL",
+						 0),
+				  idem_warn_dead_percent,
+				  "Percentage of dead rows: autovacuum does not keep up, or an old transaction holds it back.");
+	report_number(&health, "trigger_privileges",
+				  number("SELECT pg_catalog.count(*) FROM pg_catalog.pg_class AS c,"
+						 " LATERAL pg_catalog.aclexplode(c.relacl) AS a"
+						 " WHERE c.relnamespace OPERATOR(pg_catalog.=) 'idempotency'::pg_catalog.regnamespace::pg_catalog.oid"
+						 " AND a.privilege_type OPERATOR(pg_catalog.=) 'TRIGGER'::pg_catalog.text"
+						 " AND a.grantee OPERATOR(pg_catalog.<>) c.relowner"
+						 " AND $1 IS NOT NULL AND $2 IS NOT NULL",
+						 0),
+				  1,
+				  "Somebody was granted TRIGGER on a table of the extension, which is as good as being its owner: revoke it.");
+	return (Datum) 0;
+}

@@ -1,0 +1,81 @@
+/*-------------------------------------------------------------------------
+ *
+ * shared.c
+ *	  What lives in shared memory: the counters of each database, how the
+ *	  launcher is doing, and where waiting claims sleep.
+ *
+ * All of it exists only if the library is in shared_preload_libraries. The
+ * SQL functions work without; then idem_shared is NULL, and what needs it
+ * says so.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "idempotency.h"
+
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "storage/lwlock.h"
+#include "storage/shmem.h"
+
+IdemShared *idem_shared = NULL;
+
+static shmem_request_hook_type previous_request_hook = NULL;
+static shmem_startup_hook_type previous_startup_hook = NULL;
+
+static void
+request(void)
+{
+	if (previous_request_hook)
+		previous_request_hook();
+	RequestAddinShmemSpace(MAXALIGN(sizeof(IdemShared)));
+	RequestNamedLWLockTranche(IDEM_EXTENSION_NAME, 1);
+}
+
+static void
+startup(void)
+{
+	bool found;
+
+	if (previous_startup_hook)
+		previous_startup_hook();
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	idem_shared = ShmemInitStruct(IDEM_EXTENSION_NAME, sizeof(IdemShared), &found);
+	if (!found)
+	{
+		MemSet(idem_shared, 0, sizeof(IdemShared));
+		idem_shared->lock = &GetNamedLWLockTranche(IDEM_EXTENSION_NAME)->lock;
+		for (int i = 0; i < IDEM_MAX_DATABASES; i++)
+			for (int j = 0; j < IDEM_NCOUNTERS; j++)
+				pg_atomic_init_u64(&idem_shared->databases[i].counters[j], 0);
+		for (int i = 0; i < IDEM_NWAKEUPS; i++)
+			ConditionVariableInit(&idem_shared->wakeups[i]);
+	}
+	LWLockRelease(AddinShmemInitLock);
+}
+
+/*
+ * Refuses to go on without shared memory. "what" begins the message.
+ *
+ * Errors: 55000.
+ */
+void
+idem_require_shared(const char *what)
+{
+	if (idem_shared == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("%s not available because the library is not preloaded", what),
+				 errhint("Add \"%s\" to \"shared_preload_libraries\" and restart the server.",
+						 IDEM_EXTENSION_NAME)));
+}
+
+void
+idem_shared_init(void)
+{
+	if (!process_shared_preload_libraries_in_progress)
+		return;
+	previous_request_hook = shmem_request_hook;
+	shmem_request_hook = request;
+	previous_startup_hook = shmem_startup_hook;
+	shmem_startup_hook = startup;
+}

@@ -1,0 +1,567 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.c
+ *	  The background processes: when clean-up runs, and where. No SQL here;
+ *	  what a clean-up does is in cleanup.c.
+ *
+ * Two kinds of processes. The launcher lives as long as the server and is
+ * attached to no database; every cleanup_interval it lists the databases and
+ * sends one short-lived process to each in turn, waiting for its end. Why so:
+ * a process that is attached to a database is in the way of DROP DATABASE and
+ * of its use as a template, and one process for each of two hundred databases
+ * is too many. So at most one is attached at a time, for as long as there is
+ * something to delete, and it leaves as soon as somebody wants the database.
+ *
+ * Time. Deadlines are kept by a monotonic clock, so that a step of the wall
+ * clock neither floods nor starves. A latch set for another reason neither
+ * starts a round nor postpones it; a reload that changes the interval counts
+ * from the start of the last round.
+ *
+ * Life. Both start only when recovery is over: nothing runs on a standby, and
+ * a promotion starts the launcher without a restart. SIGTERM is die(), so
+ * that the processes end wherever they are and answer the server's barriers
+ * in CHECK_FOR_INTERRUPTS (DROP DATABASE waits for those). die() makes the
+ * launcher exit with code 1: the postmaster starts it anew after RESTART_S
+ * unless the server is shutting down. Code 0 would mean never again.
+ *
+ * Failure. A database that cannot be cleaned must not stop the others, nor
+ * fill the log: it is reported once, and left out of the next rounds, each
+ * time twice as many.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "idempotency.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "commands/dbcommands.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "portability/instr_time.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/varlena.h"
+#include "utils/wait_event.h"
+
+#define RESTART_S 5
+
+/* A failing database is left out of at most so many rounds in a row. */
+#define MOST_SKIPPED 24
+
+PGDLLEXPORT void idempotency_launcher_main(Datum arg);
+PGDLLEXPORT void idempotency_cleanup_main(Datum arg);
+
+/* How the process for a database ended; idem_shared->worker_result. */
+typedef enum WorkerResult
+{
+	WORKER_DIED = 0, /* it could not even say; also while it runs */
+	WORKER_ABSENT,   /* no extension there */
+	WORKER_DONE,
+	WORKER_FAILED,
+	WORKER_MADE_WAY
+} WorkerResult;
+
+typedef struct FailingDatabase
+{
+	Oid database; /* hash key */
+	int failures; /* in a row */
+	int skip;     /* rounds still to leave out */
+} FailingDatabase;
+
+typedef struct DatabaseToClean
+{
+	Oid database;
+	char name[NAMEDATALEN];
+} DatabaseToClean;
+
+static int64
+monotonic_us(void)
+{
+	instr_time now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	return (int64) INSTR_TIME_GET_MICROSEC(now);
+}
+
+static void
+launcher_is_gone(int code, Datum arg)
+{
+	LWLockAcquire(idem_shared->lock, LW_EXCLUSIVE);
+	if (idem_shared->launcher_pid == MyProcPid)
+	{
+		idem_shared->launcher_pid = 0;
+		idem_shared->launcher_latch = NULL;
+	}
+	LWLockRelease(idem_shared->lock);
+}
+
+/*
+ * The databases to visit: those that accept connections and are not
+ * templates, are not broken by an interrupted DROP, and are not to be skipped.
+ * All that there are go to *existing. Lists are in the caller's context.
+ */
+static List *
+list_databases(List **existing)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	List *skip = NIL;
+	List *result = NIL;
+	Relation catalog;
+	TableScanDesc scan;
+	HeapTuple tuple;
+
+	if (!SplitGUCList(pstrdup(idem_cleanup_skip_databases), ',', &skip))
+		skip = NIL;
+
+	StartTransactionCommand();
+	(void) GetTransactionSnapshot();
+	catalog = table_open(DatabaseRelationId, AccessShareLock);
+	scan = table_beginscan_catalog(catalog, 0, NULL);
+	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
+	{
+		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
+		MemoryContext scan_context = MemoryContextSwitchTo(caller);
+		bool skipped = false;
+		ListCell *cell;
+
+		*existing = lappend_oid(*existing, database->oid);
+		foreach (cell, skip)
+			skipped = skipped || strcmp(lfirst(cell), NameStr(database->datname)) == 0;
+		if (database->datallowconn && !database->datistemplate && !skipped &&
+			!database_is_invalid_form(database))
+		{
+			DatabaseToClean *entry = palloc(sizeof(DatabaseToClean));
+
+			entry->database = database->oid;
+			strlcpy(entry->name, NameStr(database->datname), NAMEDATALEN);
+			result = lappend(result, entry);
+		}
+		MemoryContextSwitchTo(scan_context);
+	}
+	table_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(caller);
+	return result;
+}
+
+/*
+ * Has one database cleaned and waits for the end of it. False: the server has
+ * no place for another process.
+ */
+static bool
+clean_database(const DatabaseToClean *database, WorkerResult *result)
+{
+	BackgroundWorker worker = {0};
+	BackgroundWorkerHandle *handle;
+
+	idem_shared->worker_result = WORKER_DIED;
+
+	snprintf(worker.bgw_name, BGW_MAXLEN, "idempotency cleanup of %s", database->name);
+	strlcpy(worker.bgw_type, "idempotency cleanup", BGW_MAXLEN);
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	strlcpy(worker.bgw_library_name, IDEM_EXTENSION_NAME, BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, CppAsString(idempotency_cleanup_main), BGW_MAXLEN);
+	worker.bgw_main_arg = ObjectIdGetDatum(database->database);
+	worker.bgw_notify_pid = MyProcPid;
+	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
+		return false;
+	if (WaitForBackgroundWorkerShutdown(handle) == BGWH_POSTMASTER_DIED)
+		proc_exit(1);
+	*result = (WorkerResult) idem_shared->worker_result;
+	return true;
+}
+
+/*
+ * Notes how a database fared, and reports the first failure of a row.
+ */
+static void
+note_result(HTAB *failing, const DatabaseToClean *database, WorkerResult result)
+{
+	bool found;
+	FailingDatabase *entry;
+
+	if (result != WORKER_FAILED && result != WORKER_DIED)
+	{
+		entry = hash_search(failing, &database->database, HASH_REMOVE, &found);
+		if (found)
+			ereport(LOG,
+					(errmsg("idempotency: clean-up of database \"%s\" works again",
+							database->name)));
+		return;
+	}
+
+	entry = hash_search(failing, &database->database, HASH_ENTER, &found);
+	if (!found)
+		entry->failures = 0;
+	entry->failures++;
+	entry->skip = Min((1 << Min(entry->failures - 1, 10)) - 1, MOST_SKIPPED);
+	if (entry->failures > 1)
+		return;
+	if (result == WORKER_DIED)
+		ereport(LOG,
+				(errmsg("idempotency: could not clean up database \"%s\"", database->name),
+				 errdetail("The process ended before its work was done."),
+				 errhint("This is reported once and tried again less and less often.")));
+	else
+	{
+		IdemDatabase *stats = idem_stats_database(database->database);
+
+		ereport(LOG,
+				(errcode(stats != NULL ? stats->cleanup.sqlerrcode : ERRCODE_INTERNAL_ERROR),
+				 errmsg("idempotency: could not clean up database \"%s\"", database->name),
+				 stats != NULL ? errdetail("%s", stats->cleanup.message) : 0,
+				 errhint("This is reported once and tried again less and less often.")));
+	}
+}
+
+static bool
+left_out(HTAB *failing, Oid database)
+{
+	FailingDatabase *entry = hash_search(failing, &database, HASH_FIND, NULL);
+
+	if (entry == NULL || entry->skip <= 0)
+		return false;
+	entry->skip--;
+	return true;
+}
+
+/*
+ * One round through all databases. A round that was asked for leaves nobody
+ * out.
+ */
+static void
+clean_all_databases(HTAB *failing, bool requested)
+{
+	List *existing = NIL;
+	List *databases = list_databases(&existing);
+	bool lacking = false;
+	ListCell *cell;
+	HASH_SEQ_STATUS walk;
+	FailingDatabase *entry;
+
+	LWLockAcquire(idem_shared->lock, LW_EXCLUSIVE);
+	idem_shared->round_started_at = GetCurrentTimestamp();
+	LWLockRelease(idem_shared->lock);
+
+	idem_stats_forget_dropped(existing);
+	hash_seq_init(&walk, failing);
+	while ((entry = hash_seq_search(&walk)) != NULL)
+		if (!list_member_oid(existing, entry->database))
+			hash_search(failing, &entry->database, HASH_REMOVE, NULL);
+
+	foreach (cell, databases)
+	{
+		DatabaseToClean *database = lfirst(cell);
+		WorkerResult result;
+
+		CHECK_FOR_INTERRUPTS();
+		if (!requested && left_out(failing, database->database))
+			continue;
+		if (!clean_database(database, &result))
+		{
+			lacking = true;
+			break;
+		}
+		note_result(failing, database, result);
+	}
+
+	if (lacking && !idem_shared->workers_lacking)
+		ereport(LOG,
+				(errmsg("idempotency: no free slot for a background process"),
+				 errhint("Raise \"max_worker_processes\". This is reported once.")));
+	LWLockAcquire(idem_shared->lock, LW_EXCLUSIVE);
+	idem_shared->workers_lacking = lacking;
+	idem_shared->round_finished_at = GetCurrentTimestamp();
+	LWLockRelease(idem_shared->lock);
+}
+
+static bool
+take_request(void)
+{
+	bool requested;
+
+	LWLockAcquire(idem_shared->lock, LW_EXCLUSIVE);
+	requested = idem_shared->round_requested;
+	idem_shared->round_requested = false;
+	LWLockRelease(idem_shared->lock);
+	return requested;
+}
+
+/*
+ * The launcher.
+ */
+void
+idempotency_launcher_main(Datum arg)
+{
+	MemoryContext round_context;
+	HTAB *failing;
+	HASHCTL info = {0};
+	int64 last_round = 0; /* start, monotonic; 0: none yet */
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+
+	before_shmem_exit(launcher_is_gone, (Datum) 0);
+	LWLockAcquire(idem_shared->lock, LW_EXCLUSIVE);
+	idem_shared->launcher_pid = MyProcPid;
+	idem_shared->launcher_latch = MyLatch;
+	LWLockRelease(idem_shared->lock);
+
+	info.keysize = sizeof(Oid);
+	info.entrysize = sizeof(FailingDatabase);
+	info.hcxt = TopMemoryContext;
+	failing = hash_create("idempotency failing databases", 16, &info,
+						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	round_context = AllocSetContextCreate(TopMemoryContext, "idempotency round",
+										  ALLOCSET_DEFAULT_SIZES);
+
+	for (;;)
+	{
+		bool requested = take_request();
+		int64 now = monotonic_us();
+		int64 due = last_round == 0 ? now : last_round + idem_cleanup_interval * USECS_PER_SEC;
+
+		if (requested || (idem_cleanup_enabled && now >= due))
+		{
+			last_round = now;
+			MemoryContextSwitchTo(round_context);
+			clean_all_databases(failing, requested);
+			MemoryContextSwitchTo(TopMemoryContext);
+			MemoryContextReset(round_context);
+		}
+		else
+		{
+			/* Round up: a millisecond too early would spin. */
+			long sleep = (long) ((due - now) / 1000 + 1);
+
+			pgstat_report_activity(STATE_IDLE, NULL);
+			(void) WaitLatch(MyLatch,
+							 WL_LATCH_SET | WL_EXIT_ON_PM_DEATH |
+								 (idem_cleanup_enabled ? WL_TIMEOUT : 0),
+							 sleep, PG_WAIT_EXTENSION);
+			ResetLatch(MyLatch);
+		}
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+	}
+}
+
+/*
+ * ALTER DATABASE and ALTER ROLE can set anything for the processes that
+ * connect. What would make clean-up fail, hang or hold others up is pinned.
+ */
+static void
+pin_settings(void)
+{
+	static const char *const pinned[][2] = {
+		{"search_path", "pg_catalog, pg_temp"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_deferrable", "off"},
+		{"statement_timeout", "0"},
+		{"lock_timeout", "1s"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"synchronous_commit", "local"},
+		{"row_security", "on"},
+		{"session_replication_role", "origin"},
+		{"default_tablespace", ""},
+		{"temp_tablespaces", ""},
+	};
+
+	for (int i = 0; i < lengthof(pinned); i++)
+		SetConfigOption(pinned[i][0], pinned[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/*
+ * One batch in a transaction of its own. An error ends the clean-up and goes
+ * into *cleanup instead of the log, where the launcher sees to it that it
+ * appears once.
+ */
+static WorkerResult
+clean_batch(IdemCleanup *cleanup, bool *more)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile WorkerResult result = WORKER_DONE;
+
+	*more = false;
+	PG_TRY();
+	{
+		SetCurrentStatementStartTimestamp();
+		StartTransactionCommand();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		pgstat_report_activity(STATE_RUNNING, "idempotency: deleting expired keys");
+		if (!idem_cleanup_installed())
+			result = WORKER_ABSENT;
+		else if (idem_cleanup_in_the_way())
+			result = WORKER_MADE_WAY;
+		else
+			*more = idem_cleanup_batch(cleanup);
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		ErrorData *error;
+
+		HOLD_INTERRUPTS();
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		AbortCurrentTransaction();
+		RESUME_INTERRUPTS();
+		MemoryContextSwitchTo(context);
+		cleanup->failed = true;
+		cleanup->sqlerrcode = error->sqlerrcode;
+		strlcpy(cleanup->message, error->message, sizeof(cleanup->message));
+		FreeErrorData(error);
+		result = WORKER_FAILED;
+	}
+	PG_END_TRY();
+	pgstat_report_stat(true);
+	pgstat_report_activity(STATE_IDLE, NULL);
+	MemoryContextSwitchTo(context);
+	return result;
+}
+
+/*
+ * Keeps the record of a run, in a transaction of its own. That may fail for
+ * the same reason as the run; the launcher knows anyway.
+ */
+static void
+record_run(IdemCleanup *cleanup)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	cleanup->finished_at = GetCurrentTimestamp();
+	idem_stats_cleanup(cleanup);
+	PG_TRY();
+	{
+		StartTransactionCommand();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		idem_cleanup_record(cleanup, "worker");
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		HOLD_INTERRUPTS();
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		AbortCurrentTransaction();
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	pgstat_report_stat(true);
+}
+
+/*
+ * The process for one database.
+ */
+void
+idempotency_cleanup_main(Datum arg)
+{
+	IdemCleanup cleanup = {0};
+	WorkerResult result;
+	bool more = true;
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
+	pin_settings();
+	MemoryContextSwitchTo(AllocSetContextCreate(TopMemoryContext, "idempotency cleanup",
+												ALLOCSET_DEFAULT_SIZES));
+
+	cleanup.started_at = GetCurrentTimestamp();
+	for (;;)
+	{
+		result = clean_batch(&cleanup, &more);
+		if (!more)
+			break;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 idem_cleanup_pause, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+	}
+
+	if (result == WORKER_DONE || result == WORKER_FAILED)
+		record_run(&cleanup);
+	if (cleanup.deleted > 0 || cleanup.redacted > 0)
+		ereport(LOG,
+				(errmsg("idempotency: clean-up of database \"%s\" deleted %lld keys and removed %lld responses in %d batches, %.1f s",
+						MyBgworkerEntry->bgw_name + strlen("idempotency cleanup of "),
+						(long long) cleanup.deleted, (long long) cleanup.redacted,
+						cleanup.batches,
+						(cleanup.finished_at - cleanup.started_at) / 1e6)));
+	idem_shared->worker_result = result;
+}
+
+PG_FUNCTION_INFO_V1(idempotency_request_cleanup);
+
+/*
+ * SQL request_cleanup(): a round through all databases, now. True if there is
+ * a launcher to do it.
+ *
+ * Errors: 55000 not preloaded.
+ */
+Datum
+idempotency_request_cleanup(PG_FUNCTION_ARGS)
+{
+	bool running;
+
+	idem_require_shared("the background worker is");
+	LWLockAcquire(idem_shared->lock, LW_EXCLUSIVE);
+	running = idem_shared->launcher_latch != NULL;
+	if (running)
+	{
+		idem_shared->round_requested = true;
+		SetLatch(idem_shared->launcher_latch);
+	}
+	LWLockRelease(idem_shared->lock);
+	PG_RETURN_BOOL(running);
+}
+
+void
+idem_worker_init(void)
+{
+	BackgroundWorker worker = {0};
+
+	/* During pg_upgrade the new cluster must stay as it is. */
+	if (!process_shared_preload_libraries_in_progress || IsBinaryUpgrade)
+		return;
+
+	strlcpy(worker.bgw_name, "idempotency launcher", BGW_MAXLEN);
+	strlcpy(worker.bgw_type, "idempotency launcher", BGW_MAXLEN);
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = RESTART_S;
+	strlcpy(worker.bgw_library_name, IDEM_EXTENSION_NAME, BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, CppAsString(idempotency_launcher_main), BGW_MAXLEN);
+	RegisterBackgroundWorker(&worker);
+}
