@@ -129,7 +129,7 @@ idem_text_argument(FunctionCallInfo fcinfo, int argno, const char *name)
 	if (PG_ARGISNULL(argno))
 		return NULL;
 	value = PG_GETARG_TEXT_PP(argno);
-	if (VARSIZE_ANY_EXHDR(value) > (int64) idem_max_response_size * 1024)
+	if ((int64) VARSIZE_ANY_EXHDR(value) > (int64) idem_max_response_size * 1024)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("%s is too large", name),

@@ -66,7 +66,7 @@ read_response(Response *response, FunctionCallInfo fcinfo)
 {
 	int64 size = 0;
 
-	for (int i = 0; i < lengthof(response_columns); i++)
+	for (int i = 0; i < (int) lengthof(response_columns); i++)
 	{
 		response->isnull[i] = PG_ARGISNULL(RESPONSE_ARGNO + i);
 		response->values[i] = (Datum) 0;
@@ -115,7 +115,7 @@ same_bytes(Datum a, Datum b)
 static bool
 same_response(const Response *response, const KeyRow *row)
 {
-	for (int i = 0; i < lengthof(response_columns); i++)
+	for (int i = 0; i < (int) lengthof(response_columns); i++)
 	{
 		KeyColumn column = response_columns[i];
 		Datum a = response->values[i];
@@ -188,7 +188,7 @@ record(OwnedClaim *own, const Response *response, int64 ttl)
 	KeyRowSetNull(&own->row, KEY_RESPONSE_EXPIRES_AT);
 	if (response_ttl > 0 && response_ttl < expires_at - now)
 		KeyRowSet(&own->row, KEY_RESPONSE_EXPIRES_AT, TimestampTzGetDatum(now + response_ttl));
-	for (int i = 0; i < lengthof(response_columns); i++)
+	for (int i = 0; i < (int) lengthof(response_columns); i++)
 	{
 		own->row.values[response_columns[i]] = response->values[i];
 		own->row.isnull[response_columns[i]] = response->isnull[i];

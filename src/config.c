@@ -17,6 +17,7 @@
 #include "access/relation.h"
 #include "access/table.h"
 #include "access/tableam.h"
+#include "access/xact.h"
 #include "catalog/dependency.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
@@ -33,7 +34,7 @@
 static List *watched = NIL;
 
 static void
-table_changed(Datum arg, Oid relid)
+table_changed(Datum arg pg_attribute_unused(), Oid relid)
 {
 	ListCell *cell;
 
@@ -104,7 +105,11 @@ idem_config_refresh(IdemConfig *config)
 	MemoryContextReset(config->context);
 	config->rows = NIL;
 
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	/*
+	 * A parallel query may not look at anything newer than its own snapshot.
+	 * What that shows may be out of date already, so it is not kept.
+	 */
+	snapshot = RegisterSnapshot(IsInParallelMode() ? GetActiveSnapshot() : GetLatestSnapshot());
 	scan = table_beginscan(table, snapshot, 0, NULL);
 	slot = table_slot_create(table, NULL);
 	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
@@ -117,7 +122,7 @@ idem_config_refresh(IdemConfig *config)
 	ExecDropSingleTupleTableSlot(slot);
 	table_endscan(scan);
 	UnregisterSnapshot(snapshot);
-	if (config->changes == changes_before)
+	if (config->changes == changes_before && !IsInParallelMode())
 		config->loaded = RelationGetRelid(table);
 	table_close(table, NoLock);
 }

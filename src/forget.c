@@ -207,7 +207,7 @@ idempotency_redact(PG_FUNCTION_ARGS)
 				 errhint("Wait for its end.")));
 
 	old = row;
-	for (int i = 0; i < lengthof(columns); i++)
+	for (int i = 0; i < (int) lengthof(columns); i++)
 		KeyRowSetNull(&row, columns[i]);
 	KeyRowSet(&row, KEY_REDACTED_AT, TimestampTzGetDatum(now));
 	if (!idem_keys_update(&row, &old))

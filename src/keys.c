@@ -124,7 +124,7 @@ static SPIPlanPtr plans[NSTATEMENTS];
  * over themselves (plancache.c), except that they belong to one table.
  */
 static void
-table_changed(Datum arg, Oid relid)
+table_changed(Datum arg pg_attribute_unused(), Oid relid)
 {
 	if (relid == InvalidOid || relid == table_oid)
 		table_oid = InvalidOid;
@@ -253,7 +253,7 @@ copy_row(KeyRow *row, Relation table, TupleTableSlot *slot, bool with_response)
 	}
 
 	status = TextDatumGetCString(row->values[KEY_STATUS]);
-	for (int i = 0; i < lengthof(status_names); i++)
+	for (int i = 0; i < (int) lengthof(status_names); i++)
 		if (strcmp(status, status_names[i]) == 0)
 		{
 			row->status = (KeyStatus) i;
@@ -956,7 +956,7 @@ idem_keys_insert_batch(text *scope, text *operation, Datum *keys, int nkeys,
 	int left;
 
 	values[2] = PointerGetDatum(construct_array(keys, nkeys, TEXTOID, -1, false, TYPALIGN_INT));
-	if (execute_with(STATEMENT_BATCH_INSERT, values, NULL, mark_first, &batch) == nkeys)
+	if (execute_with(STATEMENT_BATCH_INSERT, values, NULL, mark_first, &batch) == (uint64) nkeys)
 		return;
 
 	values[2] = PointerGetDatum(chosen(&batch, first, false, &left));

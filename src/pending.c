@@ -247,8 +247,9 @@ forget(PendingClaim *claim)
 }
 
 static void
-subtransaction_ends(SubXactEvent event, SubTransactionId mySubid,
-					SubTransactionId parentSubid, void *arg)
+subtransaction_ends(SubXactEvent event, SubTransactionId mySubid pg_attribute_unused(),
+					SubTransactionId parentSubid pg_attribute_unused(),
+					void *arg pg_attribute_unused())
 {
 	int level;
 
@@ -296,7 +297,7 @@ wake_waiters(void)
 }
 
 static void
-transaction_ends(XactEvent event, void *arg)
+transaction_ends(XactEvent event, void *arg pg_attribute_unused())
 {
 	switch (event)
 	{

@@ -137,7 +137,7 @@ idempotency_set_policy(PG_FUNCTION_ARGS)
 		nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
 	}
 	values[POLICY_OPERATION] = PointerGetDatum(operation_argument(fcinfo));
-	for (int i = 0; i < lengthof(durations); i++)
+	for (int i = 0; i < (int) lengthof(durations); i++)
 	{
 		/* Stored as it is meant: so many microseconds. */
 		Interval *span = palloc0(sizeof(Interval));

@@ -62,7 +62,7 @@ idempotency_replay(PG_FUNCTION_ARGS)
 		return (Datum) 0;
 	idem_report_if_redacted(&row);
 
-	for (int i = 0; i < lengthof(columns); i++)
+	for (int i = 0; i < (int) lengthof(columns); i++)
 	{
 		values[i] = row.values[columns[i]];
 		isnull[i] = row.isnull[columns[i]];
@@ -100,7 +100,7 @@ idempotency_lookup(PG_FUNCTION_ARGS)
 		KeyRowSet(&row, KEY_CLAIMED_AT, row.values[KEY_CREATED_AT]);
 	if (row.isnull[KEY_HOLD_IF_ABANDONED])
 		KeyRowSet(&row, KEY_HOLD_IF_ABANDONED, BoolGetDatum(false));
-	for (int i = 0; i < lengthof(columns); i++)
+	for (int i = 0; i < (int) lengthof(columns); i++)
 	{
 		if (columns[i] == KEY_NCOLUMNS)
 		{

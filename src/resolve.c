@@ -105,7 +105,7 @@ idempotency_import_completed(PG_FUNCTION_ARGS)
 	idem_keys_init_row(&row, &id);
 	row.status = KEY_COMPLETED;
 	KeyRowSet(&row, KEY_ATTEMPT, Int32GetDatum(1));
-	for (int i = 0; i < lengthof(columns); i++)
+	for (int i = 0; i < (int) lengthof(columns); i++)
 		if (!PG_ARGISNULL(3 + i))
 			KeyRowSet(&row, columns[i], PG_GETARG_DATUM(3 + i));
 	if (row.isnull[KEY_COMPLETED_AT])

@@ -80,7 +80,8 @@ static const struct
  * A list of names has to be one.
  */
 static bool
-check_name_list(char **value, void **extra, GucSource source)
+check_name_list(char **value, void **extra pg_attribute_unused(),
+				GucSource source pg_attribute_unused())
 {
 	List *names;
 
@@ -216,7 +217,7 @@ idem_settings_init(void)
 							   PGC_SIGHUP, GUC_LIST_INPUT,
 							   check_name_list, NULL, NULL);
 
-	for (int i = 0; i < lengthof(thresholds); i++)
+	for (int i = 0; i < (int) lengthof(thresholds); i++)
 		DefineCustomIntVariable(thresholds[i].name,
 								thresholds[i].meaning,
 								"Zero switches the check off.",

@@ -95,7 +95,7 @@ monotonic_us(void)
 }
 
 static void
-launcher_is_gone(int code, Datum arg)
+launcher_is_gone(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
 {
 	LWLockAcquire(idem_shared->lock, LW_EXCLUSIVE);
 	if (idem_shared->launcher_pid == MyProcPid)
@@ -305,7 +305,7 @@ take_request(void)
  * The launcher.
  */
 void
-idempotency_launcher_main(Datum arg)
+idempotency_launcher_main(Datum arg pg_attribute_unused())
 {
 	MemoryContext round_context;
 	HTAB *failing;
@@ -388,7 +388,7 @@ pin_settings(void)
 		{"temp_tablespaces", ""},
 	};
 
-	for (int i = 0; i < lengthof(pinned); i++)
+	for (int i = 0; i < (int) lengthof(pinned); i++)
 		SetConfigOption(pinned[i][0], pinned[i][1], PGC_SUSET, PGC_S_OVERRIDE);
 }
 
