@@ -96,6 +96,7 @@ PG_FUNCTION_INFO_V1(idempotency_unschedule_cleanup);
 Datum
 idempotency_unschedule_cleanup(PG_FUNCTION_ARGS)
 {
+	(void) fcinfo;
 	idem_require_writable("unschedule_cleanup");
 	require_cron();
 	PG_RETURN_BOOL(DatumGetBool(execute("SELECT COALESCE(pg_catalog.bool_or(cron.unschedule(j.jobid)), false)"

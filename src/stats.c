@@ -18,21 +18,7 @@
 #include "storage/lwlock.h"
 #include "utils/builtins.h"
 
-static const char *const counter_names[] = {
-	[IDEM_CLAIMS] = "claims",
-	[IDEM_REPLAYS] = "replays",
-	[IDEM_CONFLICTS] = "conflicts",
-	[IDEM_MISMATCHES] = "mismatches",
-	[IDEM_TAKEOVERS] = "takeovers",
-	[IDEM_COMPLETIONS] = "completions",
-	[IDEM_FAILURES] = "failures",
-	[IDEM_DELETED] = "deleted",
-};
-
-StaticAssertDecl(lengthof(counter_names) == IDEM_NCOUNTERS,
-				 "every counter has a name");
-
-/* Where the databases of this backend and of the last caller are. */
+/* Where this backend counts. */
 static IdemDatabase *own = NULL;
 
 /*
@@ -195,6 +181,7 @@ idempotency_stats_reset(PG_FUNCTION_ARGS)
 {
 	IdemDatabase *entry;
 
+	(void) fcinfo;
 	idem_require_shared("statistics are");
 	entry = idem_stats_database(MyDatabaseId);
 	if (entry != NULL)

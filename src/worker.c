@@ -535,6 +535,7 @@ idempotency_request_cleanup(PG_FUNCTION_ARGS)
 {
 	bool running;
 
+	(void) fcinfo;
 	idem_require_shared("the background worker is");
 	LWLockAcquire(idem_shared->lock, LW_EXCLUSIVE);
 	running = idem_shared->launcher_latch != NULL;
