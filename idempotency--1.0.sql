@@ -459,7 +459,7 @@ CREATE FUNCTION idempotency.replay(
 	key pg_catalog.text)
 RETURNS SETOF idempotency.replay_result
 AS 'MODULE_PATHNAME', 'idempotency_replay'
-LANGUAGE C STABLE CALLED ON NULL INPUT PARALLEL RESTRICTED ROWS 1;
+LANGUAGE C STABLE CALLED ON NULL INPUT PARALLEL UNSAFE ROWS 1;
 COMMENT ON FUNCTION idempotency.replay IS
 	'The recorded response, if there is one. Read-only. No row is never a permission to do the work: only claim() gives that';
 
@@ -469,7 +469,7 @@ CREATE FUNCTION idempotency.lookup(
 	key pg_catalog.text)
 RETURNS SETOF idempotency.lookup_result
 AS 'MODULE_PATHNAME', 'idempotency_lookup'
-LANGUAGE C STABLE CALLED ON NULL INPUT PARALLEL RESTRICTED ROWS 1;
+LANGUAGE C STABLE CALLED ON NULL INPUT PARALLEL UNSAFE ROWS 1;
 COMMENT ON FUNCTION idempotency.lookup IS
 	'Everything about a key except its response. Read-only. No row is never a permission to do the work';
 
@@ -803,6 +803,16 @@ LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE ROWS 10;
 COMMENT ON FUNCTION idempotency.health IS
 	'Is everything as it should be? One row per check, ok, warn or critical; thresholds are the settings idempotency.warn_*';
 
+CREATE FUNCTION idempotency.default_policy(
+	OUT ttl_seconds pg_catalog.float8,
+	OUT failed_ttl_seconds pg_catalog.float8,
+	OUT lease_seconds pg_catalog.float8)
+RETURNS pg_catalog.record
+AS 'MODULE_PATHNAME', 'idempotency_default_policy'
+LANGUAGE C STABLE CALLED ON NULL INPUT PARALLEL RESTRICTED;
+COMMENT ON FUNCTION idempotency.default_policy IS
+	'What holds for an operation without a policy; see the view effective_policies';
+
 CREATE VIEW idempotency.stats AS
 SELECT d.database_id, d.database, d.claims, d.replays, d.conflicts, d.mismatches,
 	d.takeovers, d.completions, d.failures, d.deleted,
@@ -907,13 +917,14 @@ COMMENT ON COLUMN idempotency.abandoned.locked_until IS
 
 CREATE VIEW idempotency.effective_policies AS
 SELECT p.operation,
-	pg_catalog.date_part('epoch', COALESCE(p.ttl, pg_catalog.current_setting('idempotency.default_ttl')::pg_catalog.interval)) AS ttl_seconds,
-	pg_catalog.date_part('epoch', COALESCE(p.failed_ttl, pg_catalog.current_setting('idempotency.failed_ttl')::pg_catalog.interval)) AS failed_ttl_seconds,
+	COALESCE(pg_catalog.date_part('epoch', p.ttl), d.ttl_seconds) AS ttl_seconds,
+	COALESCE(pg_catalog.date_part('epoch', p.failed_ttl), d.failed_ttl_seconds) AS failed_ttl_seconds,
 	pg_catalog.date_part('epoch', p.response_ttl) AS response_ttl_seconds,
-	pg_catalog.date_part('epoch', COALESCE(p.lease, pg_catalog.current_setting('idempotency.default_lease')::pg_catalog.interval)) AS lease_seconds,
+	COALESCE(pg_catalog.date_part('epoch', p.lease), d.lease_seconds) AS lease_seconds,
 	COALESCE(p.hold_if_abandoned, false) AS hold_if_abandoned,
 	p.max_attempts
-FROM (SELECT q.operation, q.ttl, q.failed_ttl, q.response_ttl, q.lease,
+FROM idempotency.default_policy() AS d
+CROSS JOIN (SELECT q.operation, q.ttl, q.failed_ttl, q.response_ttl, q.lease,
 		q.hold_if_abandoned, q.max_attempts
 	FROM idempotency.policies AS q
 	UNION ALL

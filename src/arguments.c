@@ -53,20 +53,31 @@ idem_check_identity_part(text *part, const char *name)
 }
 
 /*
- * The identity, which is always the first three arguments.
+ * The identity, which is always the first three arguments, for a caller that
+ * only computes with it.
  *
- * Errors: 22004 null, 22023 empty, 22001 longer than max_key_length bytes;
- * 42501 a scope that the role may not use.
+ * Errors: 22004 null, 22023 empty, 22001 longer than max_key_length bytes.
  */
 void
-idem_identity(KeyIdentity *id, FunctionCallInfo fcinfo)
+idem_identity_unbound(KeyIdentity *id, FunctionCallInfo fcinfo)
 {
 	text *scope = identity_part(fcinfo, 0, "scope");
 	text *operation = identity_part(fcinfo, 1, "operation");
 	text *key = identity_part(fcinfo, 2, "key");
 
 	idem_identity_build(id, scope, operation, key);
-	idem_binding_check(scope);
+}
+
+/*
+ * The same for a caller that reads or writes the key.
+ *
+ * Errors: 42501 also, a scope that the role may not use.
+ */
+void
+idem_identity(KeyIdentity *id, FunctionCallInfo fcinfo)
+{
+	idem_identity_unbound(id, fcinfo);
+	idem_binding_check(id->scope);
 }
 
 /*

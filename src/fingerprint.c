@@ -253,7 +253,7 @@ idempotency_effect_key(PG_FUNCTION_ARGS)
 	uint8 result[PG_SHA256_DIGEST_LENGTH];
 	pg_uuid_t *uuid = (pg_uuid_t *) result;
 
-	idem_identity(&id, fcinfo);
+	idem_identity_unbound(&id, fcinfo);
 	digest = digest_begin("effect_key");
 #define ADD(t) digest_part(digest, 't', VARDATA_ANY(t), VARSIZE_ANY_EXHDR(t))
 	ADD(id.scope);

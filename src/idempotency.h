@@ -130,6 +130,7 @@ KeyRowSetNull(KeyRow *row, KeyColumn col)
 }
 
 /* arguments.c */
+extern void idem_identity_unbound(KeyIdentity *id, FunctionCallInfo fcinfo);
 extern void idem_identity(KeyIdentity *id, FunctionCallInfo fcinfo);
 extern void idem_identity_build(KeyIdentity *id, text *scope, text *operation,
 								text *key);

@@ -12,7 +12,9 @@
  */
 #include "idempotency.h"
 
+#include "access/htup_details.h"
 #include "executor/tuptable.h"
+#include "funcapi.h"
 
 /* Columns of the table, in its order; also the arguments of set_policy(). */
 enum
@@ -183,4 +185,26 @@ idempotency_drop_policy(PG_FUNCTION_ARGS)
 									 "DELETE FROM idempotency.policies AS p"
 									 " WHERE p.operation OPERATOR(pg_catalog.=) $1",
 									 1, types, values, NULL) > 0);
+}
+
+PG_FUNCTION_INFO_V1(idempotency_default_policy);
+
+/*
+ * SQL default_policy(), behind the view "effective_policies": what holds for
+ * an operation without a policy, in seconds. A function, because settings are
+ * known to current_setting() only once the library is loaded.
+ */
+Datum
+idempotency_default_policy(PG_FUNCTION_ARGS)
+{
+	Datum values[3];
+	bool isnull[3] = {false, false, false};
+	TupleDesc desc;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	values[0] = Float8GetDatum(Min(idem_default_ttl, idem_max_ttl));
+	values[1] = Float8GetDatum(Min(idem_failed_ttl, idem_max_ttl));
+	values[2] = Float8GetDatum(Min(idem_default_lease / 1000.0, idem_max_ttl));
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, isnull)));
 }

@@ -30,7 +30,7 @@ static const char *const usage[] = {
 	" idempotency.release, idempotency.extend, idempotency.checkpoint, idempotency.hold,"
 	" idempotency.replay, idempotency.lookup, idempotency.once, idempotency.once_batch,"
 	" idempotency.run, idempotency.claim_abandoned, idempotency.fingerprint,"
-	" idempotency.content_key, idempotency.effect_key",
+	" idempotency.content_key, idempotency.effect_key, idempotency.default_policy",
 	"SELECT ON TABLE idempotency.effective_policies",
 	NULL};
 
@@ -41,7 +41,8 @@ static const char *const operator[] = {
 	" idempotency.lookup, idempotency.forget, idempotency.forget_scope, idempotency.redact,"
 	" idempotency.redact_scope, idempotency.import_completed, idempotency.cleanup,"
 	" idempotency.request_cleanup, idempotency.schedule_cleanup, idempotency.unschedule_cleanup,"
-	" idempotency.set_policy, idempotency.drop_policy, idempotency.health, idempotency.stats_data",
+	" idempotency.set_policy, idempotency.drop_policy, idempotency.health, idempotency.stats_data,"
+	" idempotency.default_policy",
 	"EXECUTE ON PROCEDURE idempotency.maintain",
 	"SELECT ON TABLE idempotency.idempotency_keys, idempotency.policies,"
 	" idempotency.cleanup_runs, idempotency.stats, idempotency.keys_by_operation,"
@@ -50,7 +51,8 @@ static const char *const operator[] = {
 
 static const char *const monitor[] = {
 	"USAGE ON SCHEMA idempotency",
-	"EXECUTE ON FUNCTION idempotency.health, idempotency.stats_data",
+	"EXECUTE ON FUNCTION idempotency.health, idempotency.stats_data,"
+	" idempotency.default_policy",
 	"SELECT ON TABLE idempotency.policies, idempotency.cleanup_runs, idempotency.stats,"
 	" idempotency.keys_by_operation, idempotency.effective_policies",
 	NULL};
