@@ -23,6 +23,11 @@
 #include "varatt.h"
 #endif
 
+/* PostgreSQL 18 puts the mark of a function that does not return in front. */
+#if PG_VERSION_NUM < 180000
+#define pg_noreturn __attribute__((noreturn))
+#endif
+
 /* PostgreSQL 18 counts index searches per scan, for EXPLAIN. */
 #if PG_VERSION_NUM >= 180000
 #define index_beginscan_compat(heap, index, snapshot, nkeys) \

@@ -46,9 +46,8 @@ check_size(int64 size)
 				 errhint("The claim is still open: complete it without the body, or raise \"idempotency.max_response_size\".")));
 }
 
-static void
-pg_attribute_noreturn()
-	report_other_completion(void)
+pg_noreturn static void
+report_other_completion(void)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_OTHER_COMPLETION),

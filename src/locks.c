@@ -121,7 +121,7 @@ idem_lock_wait_for(const KeyIdentity *id, int64 microseconds)
 	MemoryContext caller_context = CurrentMemoryContext;
 	ResourceOwner caller_owner = CurrentResourceOwner;
 	int user_timeout = LockTimeout;
-	int64 bound = Min((microseconds + 999) / 1000, INT_MAX);
+	volatile int64 bound = Min((microseconds + 999) / 1000, INT_MAX);
 	volatile bool granted = true;
 
 	if (user_timeout > 0 && user_timeout <= bound)

@@ -17,9 +17,8 @@
 
 #include "access/xact.h"
 
-static void
-pg_attribute_noreturn()
-	report_not_claimed(bool has_token)
+pg_noreturn static void
+report_not_claimed(bool has_token)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_NOT_CLAIMED),
@@ -27,9 +26,8 @@ pg_attribute_noreturn()
 			 has_token ? errhint("The token is not that of an open claim on this key; use the one that claim() returned.") : errhint("Claim the key in this transaction, or pass the token that claim() returned.")));
 }
 
-static void
-pg_attribute_noreturn()
-	report_stale(const char *what)
+pg_noreturn static void
+report_stale(const char *what)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_STALE_CLAIM),

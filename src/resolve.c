@@ -10,9 +10,8 @@
 
 #include "utils/builtins.h"
 
-static void
-pg_attribute_noreturn()
-	report_decision(void)
+pg_noreturn static void
+report_decision(void)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
