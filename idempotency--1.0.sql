@@ -974,4 +974,9 @@ REVOKE ALL ON ALL TABLES IN SCHEMA idempotency FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA idempotency FROM PUBLIC;
 REVOKE ALL ON TYPE idempotency.claim_result, idempotency.replay_result,
 	idempotency.lookup_result FROM PUBLIC;
+-- The row types of the relations, which PUBLIC could use by default.
+REVOKE ALL ON TYPE idempotency.idempotency_keys, idempotency.policies,
+	idempotency.role_bindings, idempotency.cleanup_runs, idempotency.stats,
+	idempotency.keys_by_operation, idempotency.abandoned,
+	idempotency.effective_policies FROM PUBLIC;
 REVOKE ALL ON SCHEMA idempotency FROM PUBLIC;

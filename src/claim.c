@@ -282,6 +282,9 @@ idem_claim_decide(const ClaimRequest *request, bool locked, ClaimAnswer *answer)
 		answer->retry_after = RIVAL_RETRY_US;
 	}
 
+	if (request->only_abandoned && !answer->taken_over)
+		answer->outcome = CLAIM_IN_PROGRESS;
+
 	/*
 	 * A transaction with a snapshot of its own goes on with what that shows
 	 * of its business tables. It must not do so on the word of a key whose
@@ -293,9 +296,6 @@ idem_claim_decide(const ClaimRequest *request, bool locked, ClaimAnswer *answer)
 				 errmsg("could not decide the claim in this transaction's snapshot"),
 				 errdetail("The key was changed after the snapshot was taken."),
 				 errhint("Retry the transaction.")));
-
-	if (request->only_abandoned && !answer->taken_over)
-		answer->outcome = CLAIM_IN_PROGRESS;
 
 	if (answer->outcome == CLAIM_CLAIMED)
 		take(request, now, pending, answer);

@@ -218,7 +218,7 @@ extern bool idem_keys_delete(const KeyRow *old);
 extern uint64 idem_keys_delete_scope(text *scope, bool force);
 extern uint64 idem_keys_redact_due(TimestampTz now, int64 max_rows);
 extern Oid idem_keys_owner(void);
-extern List *idem_keys_abandoned(text *operation, int64 max_rows);
+extern List *idem_keys_abandoned(text *operation, int64 max_rows, int64 seen);
 extern uint64 idem_keys_redact_scope(text *scope);
 extern void idem_keys_insert_batch(text *scope, text *operation, Datum *keys, int nkeys,
 								   TimestampTz now, TimestampTz expires_at, bool *first);

@@ -547,9 +547,10 @@ prepare(KeyStatement statement)
 										 " AND k.locked_until OPERATOR(pg_catalog.<=) $2"
 										 " AND k.expires_at OPERATOR(pg_catalog.>) $2"
 										 " AND k.hold_if_abandoned IS NOT TRUE"
-										 " ORDER BY k.locked_until LIMIT $3");
+										 " ORDER BY k.locked_until LIMIT $3 OFFSET $4");
 			types[ntypes++] = TEXTOID;
 			types[ntypes++] = TIMESTAMPTZOID;
+			types[ntypes++] = INT8OID;
 			types[ntypes++] = INT8OID;
 			break;
 		case STATEMENT_BATCH_INSERT:
@@ -585,10 +586,11 @@ prepare(KeyStatement statement)
 			types[ntypes++] = TIMESTAMPTZOID;
 			break;
 		case STATEMENT_BATCH_LOOK:
-			appendStringInfoString(&sql, "SELECT k.key, k.status, " RECLAIMABLE("k", "$4") " FROM ONLY " QUALIFIED_TABLE " AS k"
-																						   " WHERE k.scope OPERATOR(pg_catalog.=) $1"
-																						   " AND k.operation OPERATOR(pg_catalog.=) $2"
-																						   " AND k.key OPERATOR(pg_catalog.=) ANY ($3)");
+			appendStringInfoString(&sql, "SELECT k.key, CASE WHEN k.hold_if_abandoned AND k.locked_until OPERATOR(pg_catalog.<=) $4"
+										 " THEN 'held'::pg_catalog.text ELSE k.status END, " RECLAIMABLE("k", "$4") " FROM ONLY " QUALIFIED_TABLE " AS k"
+																													" WHERE k.scope OPERATOR(pg_catalog.=) $1"
+																													" AND k.operation OPERATOR(pg_catalog.=) $2"
+																													" AND k.key OPERATOR(pg_catalog.=) ANY ($3)");
 			types[ntypes++] = TEXTOID;
 			types[ntypes++] = TEXTOID;
 			types[ntypes++] = TEXTARRAYOID;
@@ -839,16 +841,18 @@ copy_identities(void *state)
 
 /*
  * Keys whose claim was abandoned and may be taken over, the oldest first; of
- * one operation, or of all if that is NULL. A list of KeyIdentity in the
- * current context. They have to be locked and looked at again.
+ * one operation, or of all if that is NULL; without the first few, which the
+ * caller has seen. A list of KeyIdentity in the current context. They have to
+ * be locked and looked at again.
  */
 List *
-idem_keys_abandoned(text *operation, int64 max_rows)
+idem_keys_abandoned(text *operation, int64 max_rows, int64 seen)
 {
 	Identities result = {CurrentMemoryContext, NIL};
-	Datum values[3] = {PointerGetDatum(operation),
-					   TimestampTzGetDatum(GetCurrentTimestamp()), Int64GetDatum(max_rows)};
-	char nulls[3] = {operation == NULL ? 'n' : ' ', ' ', ' '};
+	Datum values[4] = {PointerGetDatum(operation),
+					   TimestampTzGetDatum(GetCurrentTimestamp()), Int64GetDatum(max_rows),
+					   Int64GetDatum(seen)};
+	char nulls[4] = {operation == NULL ? 'n' : ' ', ' ', ' ', ' '};
 
 	execute_with(STATEMENT_ABANDONED, values, nulls, copy_identities, &result);
 	return result.list;
@@ -939,10 +943,12 @@ chosen(const Batch *batch, const bool *choice, bool wanted, int *number)
 /*
  * Inserts completed rows for keys that are sorted as the index is and
  * distinct, and says for each whether it is there for the first time. Takes
- * no key locks. Three statements at most: new keys; a look at those that
- * were there already; replacing what of these has expired or failed. Batches
- * that overlap meet in the same order in the first and in the last, and the
- * rows of the two are different, so they do not deadlock.
+ * no key locks. Three statements: new keys; a look at those that were there
+ * already; replacing what of these has expired or failed. Batches that overlap
+ * meet in the same order in the first and in the last, and the rows of the two
+ * are different, so they do not deadlock. What could not be replaced, because
+ * somebody else got hold of it after our look, is looked at again: it may be
+ * done now, or under a claim that is undecided.
  *
  * Errors: 40001 above READ COMMITTED; 55006 a claim is undecided; IK005.
  */
@@ -959,22 +965,29 @@ idem_keys_insert_batch(text *scope, text *operation, Datum *keys, int nkeys,
 	if (execute_with(STATEMENT_BATCH_INSERT, values, NULL, mark_first, &batch) == (uint64) nkeys)
 		return;
 
-	values[2] = PointerGetDatum(chosen(&batch, first, false, &left));
 	batch.again = palloc(sizeof(bool) * nkeys);
 	for (int i = 0; i < nkeys; i++)
 		batch.again[i] = !first[i];
-	execute_with(STATEMENT_BATCH_LOOK, values, NULL, judge_existing, &batch);
-	if (batch.held)
-		idem_report_held();
-	if (batch.undecided)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("a claim on one of the keys is undecided"),
-				 errhint("Roll back and try the batch again later; use once() and claim() on different operations.")));
+	for (;;)
+	{
+		values[2] = PointerGetDatum(chosen(&batch, batch.again, true, &left));
+		execute_with(STATEMENT_BATCH_LOOK, values, NULL, judge_existing, &batch);
+		if (batch.held)
+			idem_report_held();
+		if (batch.undecided)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 errmsg("a claim on one of the keys is undecided"),
+					 errhint("Roll back and try the batch again later; use once() and claim() on different operations.")));
 
-	values[2] = PointerGetDatum(chosen(&batch, batch.again, true, &left));
-	if (left > 0)
-		execute_with(STATEMENT_BATCH_REPLACE, values, NULL, mark_first, &batch);
+		values[2] = PointerGetDatum(chosen(&batch, batch.again, true, &left));
+		if (left == 0 ||
+			execute_with(STATEMENT_BATCH_REPLACE, values, NULL, mark_first, &batch) == (uint64) left)
+			return;
+		for (int i = 0; i < nkeys; i++)
+			batch.again[i] = batch.again[i] && !first[i];
+		CHECK_FOR_INTERRUPTS();
+	}
 }
 
 /*

@@ -104,6 +104,44 @@ idempotency_checkpoint(PG_FUNCTION_ARGS)
 	PG_RETURN_TIMESTAMPTZ(end);
 }
 
+/*
+ * Takes over one abandoned claim and adds it to the result. False if it is
+ * not for this role, or busy, or no longer abandoned.
+ */
+static bool
+take_over(const KeyIdentity *id, int64 lease, ReturnSetInfo *result)
+{
+	static const KeyColumn columns[] = {
+		KEY_SCOPE, KEY_OPERATION, KEY_KEY, KEY_TOKEN, KEY_ATTEMPT,
+		KEY_RECOVERY_POINT, KEY_STATE};
+	ClaimRequest request = {.id = *id, .only_abandoned = true};
+	ClaimAnswer answer;
+	IdemPolicy policy;
+	Datum values[lengthof(columns)];
+	bool isnull[lengthof(columns)];
+
+	if (!idem_binding_allows(id->scope) || idem_pending_find(id) != NULL)
+		return false;
+	policy = idem_policy_for(id->operation);
+	request.ttl = policy.ttl;
+	request.lease = lease > 0 ? lease : policy.lease;
+	request.max_attempts = policy.max_attempts;
+	request.hold_if_abandoned = policy.hold_if_abandoned;
+	idem_claim_decide(&request, false, &answer);
+	if (answer.outcome != CLAIM_CLAIMED)
+		return false;
+
+	idem_stats_count(IDEM_CLAIMS, 1);
+	idem_stats_count(IDEM_TAKEOVERS, 1);
+	for (int i = 0; i < (int) lengthof(columns); i++)
+	{
+		values[i] = answer.row.values[columns[i]];
+		isnull[i] = answer.row.isnull[columns[i]];
+	}
+	tuplestore_putvalues(result->setResult, result->setDesc, values, isnull);
+	return true;
+}
+
 PG_FUNCTION_INFO_V1(idempotency_claim_abandoned);
 
 /*
@@ -116,13 +154,13 @@ PG_FUNCTION_INFO_V1(idempotency_claim_abandoned);
 Datum
 idempotency_claim_abandoned(PG_FUNCTION_ARGS)
 {
-	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	text *operation = PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0);
-	int64 lease;
 	int max_rows = PG_ARGISNULL(2) ? 100 : PG_GETARG_INT32(2);
 	int taken = 0;
+	int skipped = 0; /* candidates that are not for us and still there */
+	int64 lease;
+	int64 limit;
 	List *candidates;
-	ListCell *cell;
 
 	idem_require_writable("claim_abandoned");
 	if (operation != NULL)
@@ -135,47 +173,27 @@ idempotency_claim_abandoned(PG_FUNCTION_ARGS)
 				 errhint("It bounds how many claims are taken over at once.")));
 	InitMaterializedSRF(fcinfo, 0);
 
-	/* Some may be busy or not for this role: look at more than are wanted. */
-	candidates = idem_keys_abandoned(operation, 2 * (int64) max_rows + 10);
-	foreach (cell, candidates)
+	/*
+	 * Some may be busy or not for this role: look at more than are wanted,
+	 * and at still more where that was not enough, so that those who come
+	 * first do not hide the others for ever.
+	 */
+	limit = 2 * (int64) max_rows + 10;
+	do
 	{
-		ClaimRequest request = {0};
-		ClaimAnswer answer;
-		IdemPolicy policy;
-		Datum values[7];
-		bool isnull[7] = {0};
+		ListCell *cell;
 
-		if (taken == max_rows)
-			break;
-		request.id = *(KeyIdentity *) lfirst(cell);
-		if (!idem_binding_allows(request.id.scope) ||
-			idem_pending_find(&request.id) != NULL)
-			continue;
-		policy = idem_policy_for(request.id.operation);
-		request.ttl = policy.ttl;
-		request.lease = lease > 0 ? lease : policy.lease;
-		request.max_attempts = policy.max_attempts;
-		request.hold_if_abandoned = policy.hold_if_abandoned;
-		request.only_abandoned = true;
-		idem_claim_decide(&request, false, &answer);
-		if (answer.outcome != CLAIM_CLAIMED)
-			continue;
-		idem_stats_count(IDEM_CLAIMS, 1);
-		idem_stats_count(IDEM_TAKEOVERS, 1);
-		taken++;
-
-#define RETURN_COLUMN(i, column) \
-	(values[i] = answer.row.values[column], isnull[i] = answer.row.isnull[column])
-		RETURN_COLUMN(0, KEY_SCOPE);
-		RETURN_COLUMN(1, KEY_OPERATION);
-		RETURN_COLUMN(2, KEY_KEY);
-		RETURN_COLUMN(3, KEY_TOKEN);
-		RETURN_COLUMN(4, KEY_ATTEMPT);
-		RETURN_COLUMN(5, KEY_RECOVERY_POINT);
-		RETURN_COLUMN(6, KEY_STATE);
-#undef RETURN_COLUMN
-		tuplestore_putvalues(result->setResult, result->setDesc, values, isnull);
-		CHECK_FOR_INTERRUPTS();
-	}
+		candidates = idem_keys_abandoned(operation, limit, skipped);
+		foreach (cell, candidates)
+		{
+			if (taken == max_rows)
+				break;
+			if (take_over(lfirst(cell), lease, (ReturnSetInfo *) fcinfo->resultinfo))
+				taken++;
+			else
+				skipped++;
+			CHECK_FOR_INTERRUPTS();
+		}
+	} while (taken < max_rows && list_length(candidates) == limit);
 	return (Datum) 0;
 }

@@ -97,6 +97,7 @@ idempotency_import_completed(PG_FUNCTION_ARGS)
 	TimestampTz now = GetCurrentTimestamp();
 	KeyIdentity id;
 	KeyRow row;
+	KeyRow old;
 
 	idem_require_writable("import_completed");
 	idem_check_response(fcinfo);
@@ -131,5 +132,11 @@ idempotency_import_completed(PG_FUNCTION_ARGS)
 				 errhint("The key was created, then completed, not later than now, and expires within \"idempotency.max_ttl\".")));
 	if (KeyRowTime(&row, KEY_EXPIRES_AT) <= now)
 		PG_RETURN_BOOL(false);
-	PG_RETURN_BOOL(idem_keys_insert(&row));
+	if (!idem_keys_find(&id, KEYS_NOW, false, &old, NULL) || !idem_keys_expired(&old, now))
+		PG_RETURN_BOOL(idem_keys_insert(&row));
+
+	/* What has expired is not known; its token must be outdated all the same. */
+	if (!old.isnull[KEY_TOKEN])
+		KeyRowSet(&row, KEY_TOKEN, Int64GetDatum(idem_keys_next_token(&old)));
+	PG_RETURN_BOOL(idem_keys_write(&row, &old));
 }

@@ -94,9 +94,18 @@ monotonic_us(void)
 	return (int64) INSTR_TIME_GET_MICROSEC(now);
 }
 
+/* The process that the launcher waits for. */
+static BackgroundWorkerHandle *current_process = NULL;
+
+/*
+ * The next launcher knows nothing of this one's process, and would send
+ * another to the same database.
+ */
 static void
 launcher_is_gone(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
 {
+	if (current_process != NULL)
+		TerminateBackgroundWorker(current_process);
 	LWLockAcquire(idem_shared->lock, LW_EXCLUSIVE);
 	if (idem_shared->launcher_pid == MyProcPid)
 	{
@@ -164,7 +173,6 @@ static bool
 clean_database(const DatabaseToClean *database, WorkerResult *result)
 {
 	BackgroundWorker worker = {0};
-	BackgroundWorkerHandle *handle;
 
 	idem_shared->worker_result = WORKER_DIED;
 
@@ -177,10 +185,14 @@ clean_database(const DatabaseToClean *database, WorkerResult *result)
 	strlcpy(worker.bgw_function_name, CppAsString(idempotency_cleanup_main), BGW_MAXLEN);
 	worker.bgw_main_arg = ObjectIdGetDatum(database->database);
 	worker.bgw_notify_pid = MyProcPid;
-	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
+	if (!RegisterDynamicBackgroundWorker(&worker, &current_process))
+	{
+		current_process = NULL;
 		return false;
-	if (WaitForBackgroundWorkerShutdown(handle) == BGWH_POSTMASTER_DIED)
+	}
+	if (WaitForBackgroundWorkerShutdown(current_process) == BGWH_POSTMASTER_DIED)
 		proc_exit(1);
+	current_process = NULL;
 	*result = (WorkerResult) idem_shared->worker_result;
 	return true;
 }
@@ -430,6 +442,7 @@ clean_batch(IdemCleanup *cleanup, bool *more)
 		AbortCurrentTransaction();
 		RESUME_INTERRUPTS();
 		MemoryContextSwitchTo(context);
+		*more = false; /* it may be COMMIT that failed, with more to do */
 		cleanup->failed = true;
 		cleanup->sqlerrcode = error->sqlerrcode;
 		strlcpy(cleanup->message, error->message, sizeof(cleanup->message));
