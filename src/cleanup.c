@@ -22,6 +22,7 @@
 #include "nodes/parsenodes.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/snapmgr.h"
 #include "utils/wait_event.h"
 
@@ -59,7 +60,7 @@ idem_cleanup_in_the_way(void)
  *
  * It runs with the rights of the table's owner as a security-restricted
  * operation: whatever might hang on the table cannot use the rights of a
- * background process, nor change the session.
+ * background process, nor change the session; what it SETs is undone.
  *
  * Errors: 55000 the table is not as expected; any that deleting may raise.
  */
@@ -69,13 +70,16 @@ idem_cleanup_batch(IdemCleanup *cleanup)
 	TimestampTz now = GetCurrentTimestamp();
 	Oid user;
 	int context;
+	int settings;
 	int64 deleted;
 	int64 redacted;
 
 	GetUserIdAndSecContext(&user, &context);
 	SetUserIdAndSecContext(idem_keys_owner(), context | SECURITY_RESTRICTED_OPERATION);
+	settings = NewGUCNestLevel();
 	deleted = idem_keys_delete_expired(now, now, idem_cleanup_batch_size);
 	redacted = idem_keys_redact_due(now, idem_cleanup_batch_size);
+	AtEOXact_GUC(false, settings);
 	SetUserIdAndSecContext(user, context);
 
 	cleanup->deleted += deleted;
@@ -98,6 +102,7 @@ idem_cleanup_record(IdemCleanup *cleanup, const char *by)
 	char nulls[lengthof(types) + 1];
 	Oid user;
 	int context;
+	int settings;
 
 	cleanup->finished_at = GetCurrentTimestamp();
 	idem_stats_cleanup(cleanup);
@@ -120,6 +125,7 @@ idem_cleanup_record(IdemCleanup *cleanup, const char *by)
 
 	GetUserIdAndSecContext(&user, &context);
 	SetUserIdAndSecContext(idem_keys_owner(), context | SECURITY_RESTRICTED_OPERATION);
+	settings = NewGUCNestLevel();
 	idem_execute_as(GetUserId(),
 					"INSERT INTO idempotency.cleanup_runs (started_at, finished_at, started_by,"
 					" deleted, redacted, batches, sqlstate, error)"
@@ -130,6 +136,7 @@ idem_cleanup_record(IdemCleanup *cleanup, const char *by)
 					" WHERE r.id OPERATOR(pg_catalog.<=) (SELECT pg_catalog.max(m.id)"
 					" OPERATOR(pg_catalog.-) " CppAsString2(RUNS_KEPT) " FROM idempotency.cleanup_runs AS m)",
 					0, NULL, NULL, NULL);
+	AtEOXact_GUC(false, settings);
 	SetUserIdAndSecContext(user, context);
 }
 

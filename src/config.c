@@ -5,10 +5,10 @@
  *	  "policies" and "role_bindings".
  *
  * A claim must not pay for a look-up in them. So they are read as a whole at
- * first need. A statement trigger on each invalidates the table's relation
- * cache entry, which reaches every backend with the commit of the change, and
- * a callback then drops the copy. The trigger fires always, also for rows
- * that logical replication applies, and on TRUNCATE.
+ * first need. A trigger on each invalidates the table's relation cache entry,
+ * which reaches every backend with the commit of the change, and a callback
+ * then drops the copy. It fires always and for each row, since logical
+ * replication fires no others, and on TRUNCATE.
  *
  *-------------------------------------------------------------------------
  */
@@ -88,6 +88,11 @@ idem_config_refresh(IdemConfig *config)
 	TupleTableSlot *slot;
 	uint64 changes_before;
 
+	/*
+	 * A transaction that has all its locks already would otherwise not learn
+	 * of a change before it ends. Where nothing is waiting this costs nothing.
+	 */
+	AcceptInvalidationMessages();
 	if (OidIsValid(config->loaded))
 		return;
 

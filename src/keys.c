@@ -586,11 +586,19 @@ prepare(KeyStatement statement)
 			types[ntypes++] = TIMESTAMPTZOID;
 			break;
 		case STATEMENT_BATCH_LOOK:
+
+			/*
+			 * One probe of the index for each key. With "= ANY ($3)" a plan
+			 * made while the table was small compares every row of the
+			 * operation with every key. OFFSET 0 keeps the planner from
+			 * making another join of it.
+			 */
 			appendStringInfoString(&sql, "SELECT k.key, CASE WHEN k.hold_if_abandoned AND k.locked_until OPERATOR(pg_catalog.<=) $4"
-										 " THEN 'held'::pg_catalog.text ELSE k.status END, " RECLAIMABLE("k", "$4") " FROM ONLY " QUALIFIED_TABLE " AS k"
-																													" WHERE k.scope OPERATOR(pg_catalog.=) $1"
-																													" AND k.operation OPERATOR(pg_catalog.=) $2"
-																													" AND k.key OPERATOR(pg_catalog.=) ANY ($3)");
+										 " THEN 'held'::pg_catalog.text ELSE k.status END, " RECLAIMABLE("k", "$4") " FROM pg_catalog.unnest($3) AS u(key) CROSS JOIN LATERAL"
+																													" (SELECT * FROM ONLY " QUALIFIED_TABLE " AS o"
+																													" WHERE o.scope OPERATOR(pg_catalog.=) $1"
+																													" AND o.operation OPERATOR(pg_catalog.=) $2"
+																													" AND o.key OPERATOR(pg_catalog.=) u.key OFFSET 0) AS k");
 			types[ntypes++] = TEXTOID;
 			types[ntypes++] = TEXTOID;
 			types[ntypes++] = TEXTARRAYOID;
