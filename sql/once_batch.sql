@@ -1,0 +1,118 @@
+-- once_batch(): once() for many keys, in the order in which they are given.
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS idempotency;
+RESET client_min_messages;
+
+SELECT * FROM idempotency.once_batch('once_batch', 'events', ARRAY['c', 'a', 'b']);
+SELECT * FROM idempotency.once_batch('once_batch', 'events', ARRAY['d', 'c', 'a', 'e']);
+-- Duplicates inside the array: the first is the first.
+SELECT * FROM idempotency.once_batch('once_batch', 'events', ARRAY['g', 'f', 'g', 'a', 'f', 'g', 'a']);
+-- Bytes decide, not a collation; many dimensions are read in order.
+SELECT * FROM idempotency.once_batch('once_batch', 'bytes', ARRAY['ä', 'a', 'A', 'a ', 'Z', 'a', E'\U0001F600', 'aa']);
+SELECT * FROM idempotency.once_batch('once_batch', 'bytes', ARRAY[['x', 'a'], ['y', 'x']]);
+SELECT * FROM idempotency.once_batch('once_batch', 'events', '{}');
+-- What once() and once_batch() say is the same thing.
+SELECT idempotency.once('once_batch', 'events', 'a') AS batch_first, idempotency.once('once_batch', 'events', 'h') AS new;
+SELECT * FROM idempotency.once_batch('once_batch', 'events', ARRAY['h', 'i']);
+SELECT status, attempt, token, completed_at = created_at AS at_once, expires_at - created_at AS remembered FROM idempotency.lookup('once_batch', 'events', 'i');
+SELECT outcome FROM idempotency.claim('once_batch', 'events', 'i', lease => '1 min');
+SELECT * FROM idempotency.once_batch('once_batch', 'ttl', ARRAY['1'], ttl => '1 day');
+SELECT expires_at - created_at AS remembered FROM idempotency.lookup('once_batch', 'ttl', '1');
+
+-- All or nothing with the transaction and with a savepoint of it.
+BEGIN;
+SELECT * FROM idempotency.once_batch('once_batch', 'undone', ARRAY['1', '2']);
+SAVEPOINT a;
+SELECT * FROM idempotency.once_batch('once_batch', 'undone', ARRAY['2', '3']);
+ROLLBACK TO a;
+SELECT * FROM idempotency.once_batch('once_batch', 'undone', ARRAY['3', '1']);
+ROLLBACK;
+SELECT * FROM idempotency.once_batch('once_batch', 'undone', ARRAY['1', '2', '3']);
+
+-- Joined to the batch, as a consumer does it: effects of the first ones only.
+CREATE TEMP TABLE inbox (id text, amount int);
+CREATE TEMP TABLE ledger (id text, amount int);
+INSERT INTO inbox VALUES ('p1', 10), ('p2', 20), ('p1', 10), ('p3', 30);
+INSERT INTO ledger
+SELECT DISTINCT i.id, i.amount
+FROM idempotency.once_batch('once_batch', 'ledger', ARRAY(SELECT id FROM inbox)) AS o JOIN inbox AS i ON i.id = o.key
+WHERE o.first;
+INSERT INTO ledger
+SELECT DISTINCT i.id, i.amount
+FROM idempotency.once_batch('once_batch', 'ledger', ARRAY(SELECT id FROM inbox)) AS o JOIN inbox AS i ON i.id = o.key
+WHERE o.first;
+SELECT * FROM ledger ORDER BY id;
+
+-- Expired and failed keys are first again, once; their tokens are outdated.
+SELECT token AS expired FROM idempotency.claim('once_batch', 'again', 'expired', lease => '1 min', ttl => '1 us') \gset
+SELECT idempotency.complete('once_batch', 'again', 'expired', 200, 'old', token => :expired, ttl => '1 us') IS NOT NULL AS done;
+SELECT token AS failed FROM idempotency.claim('once_batch', 'again', 'failed', lease => '1 min') \gset
+SELECT idempotency.fail('once_batch', 'again', 'failed', 'no', token => :failed);
+SELECT token AS gone FROM idempotency.claim('once_batch', 'again', 'gone', lease => '1 us', ttl => '1 us') \gset
+SELECT * FROM idempotency.once_batch('once_batch', 'again', ARRAY['failed', 'new', 'gone', 'expired', 'failed']);
+SELECT * FROM idempotency.once_batch('once_batch', 'again', ARRAY['failed', 'new', 'gone', 'expired', 'failed']);
+SELECT k.key, l.status, l.attempt, l.last_error, l.completed_at = l.created_at AS at_once, l.token > v.token AS larger, r.response_body
+FROM (VALUES ('expired', :expired), ('failed', :failed), ('gone', :gone)) AS v(key, token), LATERAL (SELECT v.key) AS k,
+	idempotency.lookup('once_batch', 'again', v.key) AS l, idempotency.replay('once_batch', 'again', v.key) AS r;
+SELECT idempotency.complete('once_batch', 'again', 'gone', 200, token => :gone);
+
+-- A claim that nobody has decided: nothing of the batch counts.
+SELECT token AS open FROM idempotency.claim('once_batch', 'mixed', 'open', lease => '1 min') \gset
+SELECT * FROM idempotency.once_batch('once_batch', 'mixed', ARRAY['one', 'open', 'two']);
+SELECT count(*) AS written FROM idempotency.keys_by_operation WHERE operation = 'mixed' AND status = 'completed';
+SELECT idempotency.hold('once_batch', 'mixed', 'open', 'no answer', :open);
+SELECT * FROM idempotency.once_batch('once_batch', 'mixed', ARRAY['one', 'open', 'two']);
+-- From the end of its lease on, a claim with hold_if_abandoned is held, too;
+-- another is undecided until somebody takes it over.
+SELECT outcome FROM idempotency.claim('once_batch', 'mixed', 'abandoned', lease => '1 us', hold_if_abandoned => true);
+SELECT * FROM idempotency.once_batch('once_batch', 'mixed', ARRAY['one', 'abandoned']);
+SELECT outcome FROM idempotency.claim('once_batch', 'mixed', 'lapsed', lease => '1 us');
+SELECT * FROM idempotency.once_batch('once_batch', 'mixed', ARRAY['one', 'lapsed']);
+SELECT token AS waits FROM idempotency.claim('once_batch', 'mixed', 'waits', lease => '1 min') \gset
+SELECT idempotency.fail('once_batch', 'mixed', 'waits', retry_in => '1 hour', token => :waits);
+SELECT * FROM idempotency.once_batch('once_batch', 'mixed', ARRAY['one', 'waits']);
+
+-- A claim of the same transaction loses to the batch, and cannot be completed.
+BEGIN;
+SELECT outcome FROM idempotency.claim('once_batch', 'loser', '1');
+SELECT * FROM idempotency.once_batch('once_batch', 'loser', ARRAY['1']);
+SELECT idempotency.complete('once_batch', 'loser', '1', 200);
+\echo :SQLSTATE
+ROLLBACK;
+
+-- It takes no key locks, so max_claims_per_transaction is no limit.
+BEGIN;
+SET LOCAL idempotency.max_claims_per_transaction = 1;
+SELECT count(*) FILTER (WHERE first) AS first FROM idempotency.once_batch('once_batch', 'many', ARRAY(SELECT g::text FROM generate_series(1, 2000) g));
+SELECT count(*) AS key_locks FROM pg_locks WHERE objsubid = 18756 AND pid = pg_backend_pid();
+COMMIT;
+-- And it never reads the whole table, whatever the planner's settings say.
+SELECT pg_stat_force_next_flush();
+\c -
+SELECT seq_scan AS before FROM pg_stat_user_tables WHERE relid = 'idempotency.idempotency_keys'::regclass \gset
+SET enable_indexscan = off;
+SET enable_bitmapscan = off;
+SET enable_seqscan = on;
+SET plan_cache_mode = force_custom_plan;
+SELECT count(*) FILTER (WHERE first) AS first FROM idempotency.once_batch('once_batch', 'many', ARRAY(SELECT g::text FROM generate_series(1, 2010) g));
+RESET enable_indexscan;
+RESET enable_bitmapscan;
+RESET enable_seqscan;
+RESET plan_cache_mode;
+SELECT pg_stat_force_next_flush();
+SELECT seq_scan - :before AS scans FROM pg_stat_user_tables WHERE relid = 'idempotency.idempotency_keys'::regclass;
+
+-- Bad input.
+SELECT * FROM idempotency.once_batch(NULL, 'op', ARRAY['k']);
+SELECT * FROM idempotency.once_batch('once_batch', NULL, ARRAY['k']);
+SELECT * FROM idempotency.once_batch('once_batch', 'op', NULL);
+SELECT * FROM idempotency.once_batch('once_batch', 'op', ARRAY['k', NULL]);
+SELECT * FROM idempotency.once_batch('once_batch', 'op', ARRAY['k', '']);
+SELECT * FROM idempotency.once_batch('once_batch', 'op', ARRAY['k', repeat('k', 256)]);
+SELECT * FROM idempotency.once_batch('once_batch', 'op', ARRAY['k'], ttl => '-1 s');
+BEGIN READ ONLY;
+SELECT * FROM idempotency.once_batch('once_batch', 'op', ARRAY['k']);
+ROLLBACK;
+SELECT status FROM idempotency.lookup('once_batch', 'op', 'k');
+
+SELECT idempotency.forget_scope('once_batch', true) > 2000 AS forgotten;

@@ -1,0 +1,84 @@
+-- A key that is claimed and completed in one transaction costs one row insert:
+-- no row is updated, none is dead.
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS idempotency;
+RESET client_min_messages;
+\set SHOW_CONTEXT never
+VACUUM (ANALYZE) idempotency.idempotency_keys;
+
+-- What this transaction has done to the table. What the connection did before
+-- is counted in until it is reported, so that is asked for before each.
+CREATE FUNCTION pg_temp.written(OUT inserted bigint, OUT updated bigint, OUT deleted bigint, OUT sequential_scans bigint) LANGUAGE sql AS $$
+	SELECT pg_stat_get_xact_tuples_inserted(t), pg_stat_get_xact_tuples_updated(t), pg_stat_get_xact_tuples_deleted(t), pg_stat_get_xact_numscans(t)
+	FROM (SELECT 'idempotency.idempotency_keys'::regclass::oid) t (t)
+$$;
+
+-- Claim, work, complete, with its look-up and its replay.
+SELECT pg_stat_force_next_flush();
+BEGIN;
+SELECT outcome FROM idempotency.claim('one_write', 'one', '1', '{"a": 1}', note => 'note');
+SELECT * FROM pg_temp.written();
+SELECT idempotency.complete('one_write', 'one', '1', 200, 'body', '{"A": "b"}') > now() AS done;
+SELECT outcome FROM idempotency.claim('one_write', 'one', '1', '{"a": 1}');
+SELECT idempotency.complete('one_write', 'one', '1', 200, 'body', '{"A": "b"}') > now() AS done;
+SELECT * FROM pg_temp.written();
+COMMIT;
+-- What asks writes nothing, whatever the answer is.
+SELECT pg_stat_force_next_flush();
+BEGIN;
+SELECT outcome FROM idempotency.claim('one_write', 'one', '1', '{"a": 1}');
+SELECT outcome FROM idempotency.claim('one_write', 'one', '1', '{"a": 2}');
+SELECT count(*) FROM idempotency.replay('one_write', 'one', '1');
+SELECT count(*) FROM idempotency.lookup('one_write', 'one', '1');
+SELECT * FROM pg_temp.written();
+-- No transaction number is taken for it, either.
+SELECT pg_current_xact_id_if_assigned();
+SELECT outcome FROM idempotency.claim('one_write', 'one', '2');
+SELECT idempotency.release('one_write', 'one', '2');
+SELECT pg_current_xact_id_if_assigned();
+COMMIT;
+-- A claim with a lease: one row, changed once.
+SELECT pg_stat_force_next_flush();
+BEGIN;
+SELECT outcome FROM idempotency.claim('one_write', 'two', '1', lease => '1 hour');
+SELECT * FROM pg_temp.written();
+SELECT idempotency.complete('one_write', 'two', '1', 200) > now() AS done;
+SELECT * FROM pg_temp.written();
+ROLLBACK;
+
+-- Thousands, each in its transaction.
+CREATE PROCEDURE pg_temp.work(first int, last int) LANGUAGE plpgsql AS $$
+BEGIN
+	FOR i IN first..last LOOP
+		PERFORM FROM idempotency.claim('one_write', 'many', i::text, '{"a": 1}');
+		PERFORM idempotency.complete('one_write', 'many', i::text, 200, 'body');
+		COMMIT;
+	END LOOP;
+END $$;
+SELECT pg_stat_force_next_flush();
+SELECT pg_stat_reset_single_table_counters('idempotency.idempotency_keys'::regclass);
+CALL pg_temp.work(1, 3000);
+SELECT pg_stat_force_next_flush();
+SELECT n_tup_ins, n_tup_upd, n_tup_del, n_dead_tup, seq_scan FROM pg_stat_user_tables WHERE relid = 'idempotency.idempotency_keys'::regclass;
+SELECT count(*) FROM idempotency.idempotency_keys WHERE scope = 'one_write' AND operation = 'many' AND status = 'completed';
+-- Nothing is kept for what such a key does not need.
+SELECT count(*) FROM idempotency.idempotency_keys
+WHERE scope = 'one_write' AND operation = 'many' AND num_nulls(token, claimed_at, checkpointed_at, locked_until, response_expires_at, redacted_at, claim_id, hold_if_abandoned, recovery_point, state, response_headers, response_bytes, last_error, note) < 14;
+-- A committed claim costs one insert and one update.
+CREATE PROCEDURE pg_temp.lease(first int, last int) LANGUAGE plpgsql AS $$
+DECLARE
+	mine bigint;
+BEGIN
+	FOR i IN first..last LOOP
+		mine := (SELECT token FROM idempotency.claim('one_write', 'leased', i::text, lease => '1 hour'));
+		COMMIT;
+		PERFORM idempotency.complete('one_write', 'leased', i::text, 200, 'body', token => mine);
+		COMMIT;
+	END LOOP;
+END $$;
+SELECT pg_stat_force_next_flush();
+SELECT pg_stat_reset_single_table_counters('idempotency.idempotency_keys'::regclass);
+CALL pg_temp.lease(1, 500);
+SELECT pg_stat_force_next_flush();
+SELECT n_tup_ins, n_tup_upd, n_tup_del, seq_scan FROM pg_stat_user_tables WHERE relid = 'idempotency.idempotency_keys'::regclass;
+SELECT idempotency.forget_scope('one_write', true) > 3000 AS cleared;
