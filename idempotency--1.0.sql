@@ -676,20 +676,34 @@ COMMENT ON FUNCTION idempotency.config_changed IS
 	'Tells every connection that policies or role_bindings have changed';
 
 -- ALWAYS: logical replication applies rows in a session that skips others.
+-- For each row: it fires no statement triggers, but for TRUNCATE.
 CREATE TRIGGER config_changed
-	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON idempotency.policies
-	FOR EACH STATEMENT EXECUTE FUNCTION idempotency.config_changed();
+	AFTER INSERT OR UPDATE OR DELETE ON idempotency.policies
+	FOR EACH ROW EXECUTE FUNCTION idempotency.config_changed();
 ALTER TABLE idempotency.policies ENABLE ALWAYS TRIGGER config_changed;
 COMMENT ON TRIGGER config_changed ON idempotency.policies IS
 	'Tells every connection that the table has changed';
+CREATE TRIGGER config_emptied
+	AFTER TRUNCATE ON idempotency.policies
+	FOR EACH STATEMENT EXECUTE FUNCTION idempotency.config_changed();
+ALTER TABLE idempotency.policies ENABLE ALWAYS TRIGGER config_emptied;
+COMMENT ON TRIGGER config_emptied ON idempotency.policies IS
+	'Tells every connection that the table was emptied';
 
 -- ALWAYS: logical replication applies rows in a session that skips others.
+-- For each row: it fires no statement triggers, but for TRUNCATE.
 CREATE TRIGGER config_changed
-	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON idempotency.role_bindings
-	FOR EACH STATEMENT EXECUTE FUNCTION idempotency.config_changed();
+	AFTER INSERT OR UPDATE OR DELETE ON idempotency.role_bindings
+	FOR EACH ROW EXECUTE FUNCTION idempotency.config_changed();
 ALTER TABLE idempotency.role_bindings ENABLE ALWAYS TRIGGER config_changed;
 COMMENT ON TRIGGER config_changed ON idempotency.role_bindings IS
 	'Tells every connection that the table has changed';
+CREATE TRIGGER config_emptied
+	AFTER TRUNCATE ON idempotency.role_bindings
+	FOR EACH STATEMENT EXECUTE FUNCTION idempotency.config_changed();
+ALTER TABLE idempotency.role_bindings ENABLE ALWAYS TRIGGER config_emptied;
+COMMENT ON TRIGGER config_emptied ON idempotency.role_bindings IS
+	'Tells every connection that the table was emptied';
 
 CREATE FUNCTION idempotency.set_policy(
 	operation pg_catalog.text,

@@ -303,9 +303,11 @@ extern PendingClaim *idem_owner_lock(const KeyIdentity *id);
 extern void idem_owner_remember(OwnedClaim *own);
 extern void idem_owner_write(OwnedClaim *own, PendingStatus status);
 extern void idem_owner_delete(OwnedClaim *own, PendingStatus status);
+
+/* errors.c */
+pg_noreturn extern void idem_report_held(void);
 pg_noreturn extern void idem_report_lost_race(void);
 extern void idem_report_if_redacted(const KeyRow *row);
-pg_noreturn extern void idem_report_held(void);
 
 /* execute.c */
 typedef struct IdemIdentity

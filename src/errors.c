@@ -1,0 +1,52 @@
+/*-------------------------------------------------------------------------
+ *
+ * errors.c
+ *	  Errors that several calls raise, worded once.
+ *
+ * What a single file raises stands there. No message shows a key, a request
+ * or a response: messages reach logs.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "idempotency.h"
+
+/*
+ * Errors: IK005, always.
+ */
+void
+idem_report_held(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_IDEM_HELD),
+			 errmsg("the key is held because the outcome of its work is unknown"),
+			 errhint("Find out what happened, then complete() it with its token or let an operator decide.")));
+}
+
+/*
+ * The unique index had the key though we hold its lock: a caller that takes
+ * no key locks was faster.
+ */
+void
+idem_report_lost_race(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("the key was written by a concurrent transaction"),
+			 errhint("Retry the transaction.")));
+}
+
+/*
+ * Hands out no response that was removed.
+ *
+ * Errors: IK006.
+ */
+void
+idem_report_if_redacted(const KeyRow *row)
+{
+	if (idem_keys_response_gone(row, GetCurrentTimestamp()))
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_REDACTED),
+				 errmsg("the recorded response was removed"),
+				 errdetail("The request was executed; it must not be executed again."),
+				 errhint("Look the result up in your own tables.")));
+}
