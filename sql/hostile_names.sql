@@ -141,6 +141,11 @@ FROM (VALUES ('plan_cache_mode', 'force_custom_plan'), ('plan_cache_mode', 'forc
 	('jit_above_cost', '0'), ('transform_null_equals', 'on'), ('standard_conforming_strings', 'off'), ('bytea_output', 'escape'), ('datestyle', 'SQL, DMY'), ('intervalstyle', 'sql_standard'),
 	('timezone', 'Pacific/Kiritimati'), ('quote_all_identifiers', 'on'), ('array_nulls', 'off'), ('row_security', 'off'), ('session_replication_role', 'replica'), ('default_transaction_read_only', 'on'),
 	('default_toast_compression', 'pglz'), ('work_mem', '64kB'), ('check_function_bodies', 'off'), ('constraint_exclusion', 'on')) s (setting, value);
+-- What the calls pin for themselves does not stay.
+SHOW enable_seqscan;
+SHOW enable_indexscan;
+SHOW enable_tidscan;
+SHOW plan_cache_mode;
 -- All of it off at once, in a new connection, so that plans are made under it.
 \c -
 SET enable_seqscan = off;

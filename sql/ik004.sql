@@ -182,6 +182,7 @@ INSERT INTO ik004_ledger VALUES ('prepare');
 PREPARE TRANSACTION 'ik004';
 \echo :SQLSTATE
 SELECT count(*) FROM pg_prepared_xacts WHERE gid = 'ik004';
+SELECT format('ROLLBACK PREPARED %L', gid) FROM pg_prepared_xacts WHERE gid = 'ik004' \gexec
 SELECT * FROM pg_temp.left_behind();
 
 -- COMMIT AND CHAIN.

@@ -4,7 +4,16 @@ SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS idempotency;
 RESET client_min_messages;
 \set SHOW_CONTEXT never
+-- Plans are made while the table is empty and known to be so, and must not go
+-- through the whole of it later.
+TRUNCATE idempotency.idempotency_keys;
 VACUUM (ANALYZE) idempotency.idempotency_keys;
+\c -
+SELECT idempotency.cleanup(), idempotency.forget_scope('one_write');
+SELECT outcome FROM idempotency.claim('one_write', 'first', '1', lease => '1 us');
+SELECT outcome, token FROM idempotency.claim('one_write', 'first', '1', lease => '1 hour') \gset
+SELECT idempotency.release('one_write', 'first', '1', :token);
+SELECT idempotency.forget('one_write', 'first', '1');
 
 -- What this transaction has done to the table. What the connection did before
 -- is counted in until it is reported, so that is asked for before each.
@@ -61,6 +70,16 @@ CALL pg_temp.work(1, 3000);
 SELECT pg_stat_force_next_flush();
 SELECT n_tup_ins, n_tup_upd, n_tup_del, n_dead_tup, seq_scan FROM pg_stat_user_tables WHERE relid = 'idempotency.idempotency_keys'::regclass;
 SELECT count(*) FROM idempotency.idempotency_keys WHERE scope = 'one_write' AND operation = 'many' AND status = 'completed';
+-- The statements that were planned in the beginning, and those of one key.
+SELECT pg_stat_force_next_flush();
+SELECT pg_stat_reset_single_table_counters('idempotency.idempotency_keys'::regclass);
+SELECT idempotency.cleanup(), idempotency.forget_scope('one_write nobody');
+SELECT token FROM idempotency.claim('one_write', 'last', '1', lease => '1 hour') \gset
+SELECT idempotency.extend('one_write', 'last', '1', token => :token) > now() AS done;
+SELECT idempotency.fail('one_write', 'last', '1', token => :token);
+SELECT idempotency.forget('one_write', 'last', '1');
+SELECT pg_stat_force_next_flush();
+SELECT seq_scan, seq_tup_read FROM pg_stat_user_tables WHERE relid = 'idempotency.idempotency_keys'::regclass;
 -- Nothing is kept for what such a key does not need.
 SELECT count(*) FROM idempotency.idempotency_keys
 WHERE scope = 'one_write' AND operation = 'many' AND num_nulls(token, claimed_at, checkpointed_at, locked_until, response_expires_at, redacted_at, claim_id, hold_if_abandoned, recovery_point, state, response_headers, response_bytes, last_error, note) < 14;

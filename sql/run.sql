@@ -32,6 +32,12 @@ SELECT outcome, response_body FROM idempotency.run('run', 'nobody', 'cte', 'WITH
 SELECT count(*) FROM made;
 CREATE PROCEDURE add(who text, INOUT total numeric) LANGUAGE plpgsql AS $$ BEGIN INSERT INTO ledger VALUES (add.who, total); SELECT sum(amount) INTO total FROM ledger; END $$;
 SELECT outcome, response_body FROM idempotency.run('run', 'call', '1', 'CALL add(''cal'', 5)');
+-- Several statements: all are executed, to their end, and the last one's result
+-- is recorded.
+SELECT outcome, response_body FROM idempotency.run('run', 'several', '1', 'INSERT INTO made SELECT generate_series(1, 10) RETURNING a; SELECT count(*) FROM made');
+SELECT outcome, response_body IS NULL AS no_body FROM idempotency.run('run', 'several', '2', 'SELECT 1; DELETE FROM made');
+SELECT outcome FROM idempotency.run('run', 'several', '3', 'INSERT INTO made VALUES (1); SELECT 1/0');
+SELECT count(*) FROM made;
 -- Args: $1, NULL if there is none; the request is compared, args are not.
 SELECT outcome, response_body FROM idempotency.run('run', 'args', '1', 'SELECT $1 IS NULL');
 SELECT outcome, response_body, fingerprint_checked FROM idempotency.run('run', 'args', '2', 'SELECT $1->>''a''', '{"a": "b"}', request => '{"r": 1}');

@@ -17,6 +17,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 
 #define CRITICAL_FACTOR 10
 
@@ -58,7 +59,8 @@ report_number(Health *health, const char *check, int64 value, int64 threshold,
 }
 
 /*
- * A query that returns one number, executed as the tables' owner.
+ * A query that returns one number, executed as the tables' owner. It has to
+ * walk an index, also where the table was never analyzed.
  */
 static int64
 number(const char *sql, int64 limit)
@@ -68,7 +70,10 @@ number(const char *sql, int64 limit)
 	Datum values[2] = {TimestampTzGetDatum(GetCurrentTimestamp()), Int64GetDatum(limit)};
 	int64 result;
 	bool isnull;
+	int settings = NewGUCNestLevel();
 
+	(void) set_config_option("enable_seqscan", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
 	idem_become(&before, idem_keys_owner());
 	if (SPI_execute_with_args(sql, 2, types, values, NULL, true, 1) != SPI_OK_SELECT ||
 		SPI_processed != 1)
@@ -78,6 +83,7 @@ number(const char *sql, int64 limit)
 	if (isnull)
 		result = 0;
 	idem_unbecome(&before);
+	AtEOXact_GUC(true, settings);
 	return result;
 }
 
@@ -173,14 +179,16 @@ idempotency_health(PG_FUNCTION_ARGS)
 	report_number(&health, "abandoned_claims",
 				  number("SELECT pg_catalog.count(*) FROM (SELECT FROM ONLY idempotency.idempotency_keys AS k"
 						 " WHERE k.status OPERATOR(pg_catalog.=) 'in_progress'::pg_catalog.text"
-						 " AND k.locked_until OPERATOR(pg_catalog.<=) $1 LIMIT $2) AS a",
+						 " AND k.locked_until OPERATOR(pg_catalog.<=) $1"
+						 " AND k.hold_if_abandoned IS NOT TRUE LIMIT $2) AS a",
 						 enough(idem_warn_abandoned)),
 				  idem_warn_abandoned,
 				  "Claims whose owner is gone: see the view \"abandoned\"; claim_abandoned() drives their work to its end.");
 	report_number(&health, "held_keys",
 				  number("SELECT pg_catalog.count(*) FROM (SELECT FROM ONLY idempotency.idempotency_keys AS k"
 						 " WHERE k.status OPERATOR(pg_catalog.=) 'held'::pg_catalog.text"
-						 " AND $1 IS NOT NULL LIMIT $2) AS h",
+						 " OR (k.status OPERATOR(pg_catalog.=) 'in_progress'::pg_catalog.text"
+						 " AND k.locked_until OPERATOR(pg_catalog.<=) $1 AND k.hold_if_abandoned) LIMIT $2) AS h",
 						 enough(idem_warn_held)),
 				  idem_warn_held,
 				  "Keys of unknown outcome wait for a person: find out what happened, then complete() or resolve().");

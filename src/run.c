@@ -38,8 +38,11 @@ execute_command(const char *command, Datum args, bool args_null)
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 
-	/* Two rows are enough to know that it was not one. */
-	result = SPI_execute_with_args(command, 1, types, values, nulls, false, 2);
+	/*
+	 * All rows, though two would tell that it was not one: a limit ends every
+	 * INSERT ... RETURNING of the command halfway, where it is not the last.
+	 */
+	result = SPI_execute_with_args(command, 1, types, values, nulls, false, 0);
 	if (result < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),

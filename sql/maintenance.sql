@@ -1,0 +1,117 @@
+--
+-- maintain(), cleanup() and the errors of the rest of maintenance: what expires
+-- is deleted, what is live, leased or held is not. In the background: t/02*.pl.
+--
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS idempotency;
+RESET client_min_messages;
+\set SHOW_CONTEXT never
+CREATE FUNCTION pg_temp.error_of(command text, OUT code text, OUT message text, OUT hint text)
+LANGUAGE plpgsql AS $$
+BEGIN
+	EXECUTE command;
+	code := 'ok';
+EXCEPTION WHEN others THEN
+	GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, message = MESSAGE_TEXT, hint = PG_EXCEPTION_HINT;
+END $$;
+
+-- One key of each kind, each with a lifetime that is over, but for the first.
+SET idempotency.failed_ttl = '1 s';
+BEGIN;
+SELECT outcome FROM idempotency.claim('maintenance', 'op', 'live', ttl => '1 h');
+SELECT idempotency.complete('maintenance', 'op', 'live', 200) IS NOT NULL AS done;
+COMMIT;
+SELECT outcome FROM idempotency.claim('maintenance', 'op', 'leased', ttl => '1 ms', lease => '1 h');
+SELECT outcome FROM idempotency.claim('maintenance', 'op', 'lapsed', ttl => '1 ms', lease => '1 ms');
+SELECT outcome FROM idempotency.claim('maintenance', 'op', 'hold_if_abandoned', ttl => '1 ms', lease => '1 ms', hold_if_abandoned => true);
+SELECT outcome FROM idempotency.claim('maintenance', 'op', 'held', ttl => '1 ms', lease => '1 h');
+SELECT idempotency.hold('maintenance', 'op', 'held', 'unknown', token => token)
+FROM idempotency.idempotency_keys WHERE scope = 'maintenance' AND key = 'held';
+SELECT outcome FROM idempotency.claim('maintenance', 'op', 'failed', ttl => '1 ms', lease => '1 h');
+SELECT idempotency.fail('maintenance', 'op', 'failed', 'no', token => token)
+FROM idempotency.idempotency_keys WHERE scope = 'maintenance' AND key = 'failed';
+INSERT INTO idempotency.idempotency_keys (created_at, expires_at, completed_at, attempt, scope, operation, key, status)
+SELECT now() - interval '2 days', now() - interval '1 day', now(), 1, 'maintenance', 'op', 'old ' || g, 'completed'
+FROM generate_series(1, 5) AS g;
+SELECT pg_sleep(0.02);
+
+-- cleanup(): in this transaction, so many, only what expired so long ago.
+BEGIN;
+SELECT idempotency.cleanup(older_than => '2 days');
+SELECT idempotency.cleanup(older_than => '1 h', max_rows => 2);
+SELECT idempotency.cleanup(max_rows => 0);
+SELECT count(*) FROM idempotency.idempotency_keys WHERE scope = 'maintenance' AND key LIKE 'old%';
+ROLLBACK;
+SELECT count(*) FROM idempotency.idempotency_keys WHERE scope = 'maintenance' AND key LIKE 'old%';
+SELECT idempotency.cleanup(older_than => '1 h');
+SELECT key, status FROM idempotency.idempotency_keys WHERE scope = 'maintenance' ORDER BY key;
+
+-- maintain(): the rest of what has expired, and a record of it.
+CALL idempotency.maintain();
+SELECT key, status FROM idempotency.idempotency_keys WHERE scope = 'maintenance' ORDER BY key;
+SELECT started_by, sqlstate, error, batches >= 1 AS batches, finished_at >= started_at AS in_order
+FROM idempotency.cleanup_runs ORDER BY id DESC LIMIT 1;
+-- Once the failed key's time is over, it goes, too.
+UPDATE idempotency.idempotency_keys SET expires_at = now() WHERE scope = 'maintenance' AND key = 'failed';
+CALL idempotency.maintain();
+SELECT key, status FROM idempotency.idempotency_keys WHERE scope = 'maintenance' ORDER BY key;
+-- What was held is still held.
+SELECT key, outcome FROM unnest(ARRAY['held', 'hold_if_abandoned', 'leased']) AS key, idempotency.claim('maintenance', 'op', key, lease => '1 h');
+
+-- Where nothing can be committed, maintain() says so. It is the block that
+-- matters, not who calls.
+BEGIN;
+CALL idempotency.maintain();
+ROLLBACK;
+BEGIN;
+SAVEPOINT s;
+CALL idempotency.maintain();
+ROLLBACK TO s;
+SELECT 'the connection goes on';
+COMMIT;
+CREATE FUNCTION pg_temp.calls() RETURNS void LANGUAGE plpgsql AS 'BEGIN CALL idempotency.maintain(); END';
+SELECT pg_temp.calls();
+CREATE PROCEDURE pg_temp.calls_with_set() LANGUAGE plpgsql SET search_path = pg_catalog AS 'BEGIN CALL idempotency.maintain(); END';
+CALL pg_temp.calls_with_set();
+-- Where it can, it does: in a procedure, in a DO block.
+CREATE PROCEDURE pg_temp.calls_freely() LANGUAGE plpgsql AS 'BEGIN CALL idempotency.maintain(); COMMIT; END';
+CALL pg_temp.calls_freely();
+DO 'BEGIN CALL idempotency.maintain(); END';
+-- With a SET clause of its own it cannot commit; it crashed a prototype.
+ALTER PROCEDURE idempotency.maintain() SET search_path = pg_catalog;
+CALL idempotency.maintain();
+ALTER PROCEDURE idempotency.maintain() RESET ALL;
+
+-- By an operator, who is neither superuser nor owner; nobody else may.
+CREATE ROLE regress_maintenance_operator;
+CREATE ROLE regress_maintenance_user;
+SELECT idempotency.grant_operator('regress_maintenance_operator'), idempotency.grant_usage('regress_maintenance_user');
+SET ROLE regress_maintenance_operator;
+CALL idempotency.maintain();
+BEGIN;
+CALL idempotency.maintain();
+ROLLBACK;
+SELECT current_user;
+SELECT idempotency.cleanup(max_rows => 0);
+SET ROLE regress_maintenance_user;
+CALL idempotency.maintain();
+SELECT idempotency.cleanup(max_rows => 0);
+RESET ROLE;
+
+-- Read-only, and bad arguments.
+SET default_transaction_read_only = on;
+CALL idempotency.maintain();
+RESET default_transaction_read_only;
+SELECT * FROM pg_temp.error_of($$SELECT idempotency.cleanup(max_rows => -1)$$);
+SELECT * FROM pg_temp.error_of($$SELECT idempotency.cleanup(older_than => '-1 s')$$);
+SELECT code FROM pg_temp.error_of($$SELECT idempotency.cleanup(older_than => '300000 years')$$);
+-- Without pg_cron.
+SELECT * FROM pg_temp.error_of($$SELECT idempotency.schedule_cleanup()$$);
+SELECT code FROM pg_temp.error_of($$SELECT idempotency.unschedule_cleanup()$$);
+-- Settings: bounds, and who may set them.
+SELECT code, message FROM pg_temp.error_of($$SET idempotency.cleanup_interval = '1 min'$$);
+SELECT name, setting, unit, min_val, max_val, context FROM pg_settings WHERE name LIKE 'idempotency.cleanup%' AND name <> 'idempotency.cleanup_enabled' ORDER BY name;
+
+DROP OWNED BY regress_maintenance_operator, regress_maintenance_user;
+DROP ROLE regress_maintenance_operator, regress_maintenance_user;
+SELECT idempotency.forget_scope('maintenance', force => true);
