@@ -55,14 +55,16 @@ CREATE TABLE idempotency.idempotency_keys
 	CONSTRAINT idempotency_keys_pkey PRIMARY KEY (scope, operation, key)
 );
 
--- What clean-up walks along. Not partial, and without status: a completion in
--- place then changes no indexed column and can stay on its page (HOT).
+-- What clean-up walks along. A renewal of a lease changes no indexed column,
+-- so it can stay on its page (HOT).
 CREATE INDEX idempotency_keys_expires_at_idx
 	ON idempotency.idempotency_keys (expires_at);
 
--- Clean-up of claims that nobody finished, and health(), need them quickly
--- among millions of completed ones. A key that is completed in its own
--- transaction never enters this index.
+-- Claims that nobody finished have to be found quickly among millions of
+-- completed ones. A key that is completed in its own transaction never enters
+-- this index. One that was claimed with a lease leaves it on completion, so
+-- that update is not HOT; looking for the abandoned in the whole table would
+-- cost more.
 CREATE INDEX idempotency_keys_unfinished_idx
 	ON idempotency.idempotency_keys (operation)
 	WHERE status OPERATOR(pg_catalog.=) ANY
@@ -865,7 +867,12 @@ COMMENT ON COLUMN idempotency.stats.last_cleanup_deleted IS
 CREATE VIEW idempotency.keys_by_operation AS
 SELECT k.operation, k.status, pg_catalog.count(*) AS keys,
 	pg_catalog.count(*) FILTER (WHERE k.expires_at OPERATOR(pg_catalog.<=)
-		pg_catalog.statement_timestamp()) AS expired,
+		pg_catalog.statement_timestamp()
+		AND (k.status OPERATOR(pg_catalog.=) 'completed'::pg_catalog.text
+			OR k.status OPERATOR(pg_catalog.=) 'failed'::pg_catalog.text
+			OR (k.status OPERATOR(pg_catalog.=) 'in_progress'::pg_catalog.text
+				AND k.locked_until OPERATOR(pg_catalog.<=) pg_catalog.statement_timestamp()
+				AND k.hold_if_abandoned IS NOT TRUE))) AS expired,
 	pg_catalog.min(k.created_at) AS oldest,
 	pg_catalog.max(k.created_at) AS newest
 FROM idempotency.idempotency_keys AS k

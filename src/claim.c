@@ -261,10 +261,7 @@ idem_claim_decide(const ClaimRequest *request, bool locked, ClaimAnswer *answer)
 		return;
 	}
 	if (pending == NULL && !locked)
-	{
-		idem_pending_check_limit();
 		locked = idem_lock_try(&request->id);
-	}
 
 	answer->has_row = idem_keys_find(&request->id, KEYS_NOW, true,
 									 &answer->row, &agrees);
@@ -298,7 +295,11 @@ idem_claim_decide(const ClaimRequest *request, bool locked, ClaimAnswer *answer)
 				 errhint("Retry the transaction.")));
 
 	if (answer->outcome == CLAIM_CLAIMED)
+	{
+		if (pending == NULL)
+			idem_pending_check_limit();
 		take(request, now, pending, answer);
+	}
 	else if (pending == NULL && locked)
 		idem_lock_release(&request->id);
 }

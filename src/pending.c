@@ -143,8 +143,8 @@ idem_pending_state(const PendingClaim *claim)
 }
 
 /*
- * Refuses one key more than a transaction may keep locks for. To be called
- * before the lock is taken: the lock table is shared by the whole server.
+ * Refuses one key more than a transaction may keep locks for: the lock table
+ * is shared by the whole server.
  *
  * Errors: 54000.
  */

@@ -1,0 +1,102 @@
+
+# A round visits every database that accepts connections and is no template.
+# What is wrong in one does not matter to the others: it is logged once, and
+# tried again less and less often.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+
+use Extension;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(sleep);
+use Wire;
+use Worker;
+
+my $node = new_preloaded_server('rounds');
+
+sub logged { return scalar(() = server_log($node) =~ /$_[0]/g); }
+
+# "aaa" and "zzz": whatever the order, some good ones come after the bad ones.
+new_database($node, $_, 100) foreach qw(good1 broken failing closed tmpl skipped good2 good3);
+$node->safe_psql('broken', 'ALTER TABLE idempotency.idempotency_keys RENAME TO renamed');
+$node->safe_psql('failing', q{
+	CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+		$$ BEGIN RAISE EXCEPTION 'no deletions today'; END $$;
+	CREATE TRIGGER refuse BEFORE DELETE ON idempotency.idempotency_keys
+		FOR EACH ROW EXECUTE FUNCTION refuse()});
+$node->safe_psql('postgres', q{
+	CREATE DATABASE impostor;
+	ALTER DATABASE closed ALLOW_CONNECTIONS false;
+	ALTER DATABASE tmpl IS_TEMPLATE true});
+$node->safe_psql('impostor', q{
+	CREATE SCHEMA idempotency;
+	CREATE TABLE idempotency.idempotency_keys (expires_at timestamptz, status text);
+	INSERT INTO idempotency.idempotency_keys VALUES (now() - interval '1 day', 'completed')});
+$node->append_conf('postgresql.conf', "idempotency.cleanup_skip_databases = 'nowhere, skipped'");
+$node->reload;
+
+my $start = -s $node->logfile;
+ok(cleaned_again($node, qw(good1 good2 good3)), 'three databases are cleaned');
+is(keys_left($node, $_), 0, "$_: no expired key is left") foreach qw(good1 good2 good3);
+
+ok(wait_until(sub { logged('could not clean up database "broken"') && logged('could not clean up database "failing"') }, 30),
+	'a database where the table was renamed, and one with a failing trigger, are reported');
+is($node->safe_psql('failing', 'SELECT sqlstate, error, started_by FROM idempotency.cleanup_runs ORDER BY id DESC LIMIT 1'),
+	'P0001|no deletions today|worker', 'cleanup_runs says why');
+is(health_of($node, 'last_cleanup', 'failing')->{status}, 'critical', 'so does health()');
+is(health_of($node, 'last_cleanup', 'good1')->{status}, 'ok', 'which is ok elsewhere');
+like($node->safe_psql('good1', q{SELECT string_agg(database || '|' || last_cleanup_deleted, ' ' ORDER BY database)
+	FROM idempotency.stats WHERE database LIKE 'good%'}),
+	qr/^good1\|100 good2\|100 good3\|100$/, 'and one connection sees what was deleted in all of them');
+
+is($node->safe_psql('impostor', 'SELECT count(*) FROM idempotency.idempotency_keys'), 1,
+	'a schema of our name without the extension is left alone');
+is(keys_left($node, 'skipped'), 100, 'so is a database that is to be skipped');
+$node->safe_psql('postgres', 'ALTER DATABASE closed ALLOW_CONNECTIONS true');
+is(keys_left($node, 'closed'), 100, 'and one that refuses connections');
+is(keys_left($node, 'tmpl'), 100, 'and a template');
+unlike(server_log($node, $start), qr/(closed|tmpl|impostor|template[01]|skipped)" *(deleted|$)/, 'no process went there');
+unlike(server_log($node, $start), qr/FATAL/, 'no process was turned away');
+like(server_log($node, $start), qr/clean-up of database "good1" deleted 100 keys and removed 0 responses in 1 batches/,
+	'one line tells of a run that did something');
+
+# Frequent rounds; a reload makes the interval shorter, at once.
+my ($good_before, $failing_before) = map { last_run($node, $_) } qw(good1 failing);
+$node->append_conf('postgresql.conf', 'idempotency.cleanup_interval = 1s');
+$node->reload;
+ok(wait_until(sub { last_run($node, 'good1') >= $good_before + 2 }, 15),
+	'a reload that shortens the interval starts a round at once, not after an hour');
+ok(wait_until(sub { last_run($node, 'good1') >= $good_before + 8 }, 30), 'and rounds go on');
+my $tried = last_run($node, 'failing') - $failing_before;
+cmp_ok($tried, '>=', 1, 'the failing database is tried again');
+cmp_ok($tried, '<=', 4, 'but not in every round');
+is(logged('could not clean up database "failing"'), 1, 'and is reported once');
+is(logged('could not clean up database "broken"'), 1, 'as is the broken one');
+is(logged('no deletions today'), 1, 'the reason too');
+
+# Switched off, by a reload as well.
+$node->append_conf('postgresql.conf', "idempotency.cleanup_enabled = off");
+$node->reload;
+my $launcher = Wire->connect($node);
+my $runs;
+# A round may be under way while the setting arrives; none follows it.
+wait_until(sub { $launcher->ok('SHOW idempotency.cleanup_enabled')->value eq 'off' }, 10);
+$runs = last_run($node, 'good1');
+sleep 2.2;
+cmp_ok(last_run($node, 'good1') - $runs, '<=', 1, 'switched off, no round follows');
+is(health_of($node, 'worker')->{status}, 'warn', 'and health() says so');
+
+# Cured. Who asks for a round gets one, with nobody left out.
+$node->safe_psql('broken', 'ALTER TABLE idempotency.renamed RENAME TO idempotency_keys');
+$node->safe_psql('failing', 'DROP TRIGGER refuse ON idempotency.idempotency_keys');
+ok(cleaned_again($node, qw(broken failing)), 'a round that was asked for leaves nobody out, even when switched off');
+is(keys_left($node, $_), 0, "$_: cured, it is cleaned") foreach qw(broken failing);
+ok(wait_until(sub { logged('clean-up of database "failing" works again') == 1 && logged('clean-up of database "broken" works again') == 1 }, 10),
+	'and the log says so');
+
+$node->stop;
+done_testing();

@@ -1,0 +1,133 @@
+
+# What the documents print is true: every block marked "sql" in README.md and
+# docs/ is executed, in order, each document in a database of its own.
+#
+#   -- => value          the statement before it returns this row
+#   <!-- fails: IK004 --> the block after it ends with this SQLSTATE
+#   <!-- needs: pg_cron --> the block after it is executed only where that is
+#                        preloaded and installed
+#
+# A block is one psql session. Settings of the server itself stand in blocks
+# marked otherwise ("conf", "text") and are not executed.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+
+use Extension;
+use File::Basename qw(basename);
+use IPC::Run ();
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $top = "$FindBin::RealBin/..";
+my $has_cron = -e `"${\ ($ENV{PG_CONFIG} || 'pg_config') }" --pkglibdir` =~ s/\n//r . '/pg_cron.so';
+my $node = new_server('documents', conf => "max_prepared_transactions = 5\n"
+	  . "shared_preload_libraries = 'idempotency" . ($has_cron ? ', pg_cron' : '') . "'\n"
+	  . "cron.use_background_workers = on\n");
+
+# A database that the documents speak of.
+$node->safe_psql('postgres', 'CREATE DATABASE shop');
+
+# The blocks of a document, each with its line and what was said of it.
+sub blocks
+{
+	my ($file) = @_;
+	my @blocks;
+	my %said;
+	my $inside;
+	my $number = 0;
+
+	foreach my $line (split /^/, slurp_file($file))
+	{
+		$number++;
+		if (defined $inside)
+		{
+			if ($line =~ /^\s*```\s*$/)
+			{
+				push @blocks, $inside if $inside->{language} eq 'sql';
+				undef $inside;
+				%said = ();
+			}
+			else { $inside->{text} .= $line; }
+		}
+		elsif ($line =~ /^\s*```(\w*)/) { $inside = { language => $1, line => $number, text => '', %said }; }
+		elsif ($line =~ /^<!-- (fails|needs): (\S+) -->/) { $said{$1} = $2; }
+		elsif ($line =~ /\S/) { %said = (); }
+	}
+	die "$file: a block without an end" if defined $inside;
+	return @blocks;
+}
+
+sub execute
+{
+	my ($database, $text) = @_;
+	my ($out, $err) = ('', '');
+
+	$text =~ s{^\s*-- => ?(.*)$}{ my $v = $1; $v =~ s/'/''/g; "\\echo '=> $v'" }emg;
+	IPC::Run::run([ 'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-v', 'VERBOSITY=verbose',
+			'-d', $node->connstr($database) ], '<', \$text, '>', \$out, '2>', \$err);
+	return ($? >> 8, $out, $err);
+}
+
+# What was promised and did not come.
+sub broken_promises
+{
+	my ($out) = @_;
+	my @broken;
+	my @rows;
+	my @promised;
+
+	foreach my $line (split(/\n/, $out), undef)
+	{
+		if (defined $line && $line =~ /^=> (.*)/) { push @promised, $1; next; }
+		if (@promised)
+		{
+			my @got = splice @rows, -@promised < -@rows ? -@rows : -@promised;
+
+			push @broken, "promised:\n@{[join qq(\n), @promised]}\ngot:\n@{[join qq(\n), @got]}"
+			  if "@got" ne "@promised";
+			(@promised, @rows) = ();
+		}
+		push @rows, $line if defined $line;
+	}
+	return @broken;
+}
+
+foreach my $file ("$top/README.md", sort glob "$top/docs/*.md")
+{
+	my $database = basename($file, '.md');
+	my @blocks = blocks($file);
+
+	next unless @blocks;
+	$node->safe_psql('postgres', qq(CREATE DATABASE "$database"));
+	$node->safe_psql($database, 'CREATE EXTENSION idempotency')
+	  unless grep { $_->{text} =~ /CREATE EXTENSION idempotency/ } @blocks;
+	foreach my $block (@blocks)
+	{
+		my $name = basename($file) . " line $block->{line}";
+
+	  SKIP:
+		{
+			skip "$name: needs $block->{needs}", 1
+			  if ($block->{needs} // '') eq 'pg_cron' && !$has_cron;
+			my $where = ($block->{needs} // '') eq 'pg_cron' ? 'postgres' : $database;
+			my ($status, $out, $err) = execute($where, $block->{text});
+
+			if (my $expected = $block->{fails})
+			{
+				my ($state) = $err =~ /^.*?ERROR:  (\w{5}):/m;
+				is($state // "no error\n$out", $expected, "$name: fails with $expected");
+			}
+			else
+			{
+				my @broken = $status == 0 ? broken_promises($out) : "it failed:\n$err";
+				ok(!@broken, $name) or diag(join "\n", @broken);
+			}
+		}
+	}
+}
+
+done_testing();
