@@ -9,6 +9,8 @@ CREATE ROLE regress_bind_guest NOINHERIT IN ROLE regress_bind_shop;
 CREATE ROLE regress_bind_free;
 CREATE ROLE regress_bind_super SUPERUSER;
 SELECT idempotency.grant_usage(r), idempotency.grant_operator(r) FROM unnest('{regress_bind_shop,regress_bind_guest,regress_bind_free}'::regrole[]) AS r;
+-- From here on, no claim has token 1.
+SELECT token > 0 AS claimed FROM idempotency.claim('bind first', 'bind', '1', lease => '1 min');
 -- What a call says: "allowed", or SQLSTATE of an error.
 CREATE FUNCTION pg_temp.says(call text) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN

@@ -38,7 +38,7 @@ SELECT outcome FROM idempotency.claim('s', 'long', 'lapsed', ttl => '1 microseco
 SELECT operation, status, keys, expired, oldest <= newest AS ordered FROM idempotency.keys_by_operation ORDER BY 1, 2;
 SELECT scope, operation, key, status, token IS NOT NULL AS token, attempt, recovery_point, state, last_error, note,
 	claimed_at >= created_at AS claimed, checkpointed_at IS NOT NULL AS checkpointed
-FROM idempotency.abandoned ORDER BY key;
+FROM idempotency.abandoned ORDER BY operation, key;
 SELECT check_name, status, value, threshold, detail FROM idempotency.health()
 WHERE check_name IN ('expired_backlog', 'abandoned_claims', 'held_keys') ORDER BY check_name;
 

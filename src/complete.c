@@ -43,7 +43,7 @@ check_size(int64 size)
 				 errdetail("It has %lld bytes, and at most %lld are allowed.",
 						   (long long) size,
 						   (long long) idem_max_response_size * 1024),
-				 errhint("The claim is still open: complete it without the body, or raise \"idempotency.max_response_size\".")));
+				 errhint("Nothing was recorded: complete without the body, or raise \"idempotency.max_response_size\".")));
 }
 
 pg_noreturn static void
@@ -169,7 +169,16 @@ expiry_at_completion(const OwnedClaim *own, TimestampTz now, int64 ttl)
 }
 
 /*
- * Makes the claim a completed one and writes it.
+ * Until when a completed key is replayed: its response may go before it does.
+ */
+static TimestampTz
+replayed_until(const KeyRow *row)
+{
+	return KeyRowTime(row, row->isnull[KEY_RESPONSE_EXPIRES_AT] ? KEY_EXPIRES_AT : KEY_RESPONSE_EXPIRES_AT);
+}
+
+/*
+ * Makes the claim a completed one and writes it; until when it is replayed.
  */
 static TimestampTz
 record(OwnedClaim *own, const Response *response, int64 ttl)
@@ -194,7 +203,7 @@ record(OwnedClaim *own, const Response *response, int64 ttl)
 	}
 	idem_owner_write(own, PENDING_COMPLETED);
 	idem_stats_count(IDEM_COMPLETIONS, 1);
-	return expires_at;
+	return replayed_until(&own->row);
 }
 
 /*
@@ -249,7 +258,7 @@ idempotency_complete(PG_FUNCTION_ARGS)
 		idem_report_if_redacted(&own.stored);
 		if (!same_response(&response, &own.stored))
 			report_other_completion();
-		PG_RETURN_DATUM(own.stored.values[KEY_EXPIRES_AT]);
+		PG_RETURN_TIMESTAMPTZ(replayed_until(&own.stored));
 	}
 	PG_RETURN_TIMESTAMPTZ(record(&own, &response, ttl));
 }

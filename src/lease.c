@@ -160,7 +160,7 @@ idempotency_claim_abandoned(PG_FUNCTION_ARGS)
 	int skipped = 0; /* candidates that are not for us and still there */
 	int64 lease;
 	int64 limit;
-	List *candidates;
+	bool more;
 
 	idem_require_writable("claim_abandoned");
 	if (operation != NULL)
@@ -182,6 +182,7 @@ idempotency_claim_abandoned(PG_FUNCTION_ARGS)
 	do
 	{
 		ListCell *cell;
+		List *candidates;
 
 		candidates = idem_keys_abandoned(operation, limit, skipped);
 		foreach (cell, candidates)
@@ -194,6 +195,8 @@ idempotency_claim_abandoned(PG_FUNCTION_ARGS)
 				skipped++;
 			CHECK_FOR_INTERRUPTS();
 		}
-	} while (taken < max_rows && list_length(candidates) == limit);
+		more = list_length(candidates) == limit;
+		limit *= 2;
+	} while (taken < max_rows && more);
 	return (Datum) 0;
 }

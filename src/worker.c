@@ -241,6 +241,19 @@ note_result(HTAB *failing, const DatabaseToClean *database, WorkerResult result)
 }
 
 static bool
+database_exists(Oid database)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	bool exists;
+
+	StartTransactionCommand();
+	exists = get_database_name(database) != NULL;
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(caller);
+	return exists;
+}
+
+static bool
 left_out(HTAB *failing, Oid database)
 {
 	FailingDatabase *entry = hash_search(failing, &database, HASH_FIND, NULL);
@@ -288,6 +301,8 @@ clean_all_databases(HTAB *failing, bool requested)
 			lacking = true;
 			break;
 		}
+		if (result == WORKER_DIED && !database_exists(database->database))
+			continue; /* dropped since we made the list */
 		note_result(failing, database, result);
 	}
 
@@ -393,6 +408,7 @@ pin_settings(void)
 		{"statement_timeout", "0"},
 		{"lock_timeout", "1s"},
 		{"idle_in_transaction_session_timeout", "0"},
+		{"transaction_timeout", "0"}, /* since PostgreSQL 17 */
 		{"synchronous_commit", "local"},
 		{"row_security", "on"},
 		{"session_replication_role", "origin"},
@@ -401,7 +417,8 @@ pin_settings(void)
 	};
 
 	for (int i = 0; i < (int) lengthof(pinned); i++)
-		SetConfigOption(pinned[i][0], pinned[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+		if (GetConfigOption(pinned[i][0], true, false) != NULL)
+			SetConfigOption(pinned[i][0], pinned[i][1], PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 /*

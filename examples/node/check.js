@@ -1,0 +1,96 @@
+'use strict';
+
+// Runs shop.js against the database that the PG* variables name.
+
+const assert = require('assert');
+const { Pool } = require('pg');
+const shop = require('./shop');
+
+/** A card network that honours the key that it is given. */
+class Network {
+  charges = new Map();
+  mood = 'well';
+
+  async charge(key) {
+    if (this.mood === 'refused') throw new shop.NothingSent('connection refused');
+    if (this.mood === 'declined') throw new shop.Declined('card declined');
+    if (!this.charges.has(key)) this.charges.set(key, `ch_${this.charges.size + 1}`);
+    if (this.mood === 'silent') throw new Error('no answer');
+    return this.charges.get(key);
+  }
+}
+
+function check(what, got, expected) {
+  assert.deepStrictEqual(got, expected, `FAILED ${what}: got ${JSON.stringify(got)}`);
+  console.log(`ok  ${what}`);
+}
+
+async function main(pool) {
+  const one = async (text, values) => Object.values((await pool.query(text, values)).rows[0])[0];
+
+  await pool.query(`
+    SET client_min_messages = warning;
+    CREATE EXTENSION IF NOT EXISTS idempotency;
+    DROP SCHEMA IF EXISTS example_node CASCADE;
+    CREATE SCHEMA example_node;
+    CREATE TABLE example_node.orders (id int GENERATED ALWAYS AS IDENTITY, account text, item int);
+    CREATE TABLE example_node.payments (account text, charge text, amount int);
+    CREATE TABLE example_node.ledger (event text, amount int);
+    SELECT idempotency.forget_scope('node', force => true), idempotency.forget('provider', 'webhook', 'evt_node')`);
+
+  // 1. the HTTP handler
+  const key = '"8e03978e-40d5-43dd-bc93-6894a57f9324"';
+  check('first request', await shop.postOrder(pool, 'node', key, { item: 7 }), { status: 201, headers: {}, body: '{"order":1}' });
+  check('repeat, without quotes', await shop.postOrder(pool, 'node', key.replaceAll('"', ''), { item: 7 }),
+    { status: 201, headers: { 'Idempotent-Replayed': 'true' }, body: '{"order":1}' });
+  check('another request', (await shop.postOrder(pool, 'node', key, { item: 8 })).status, 422);
+  check('no key', (await shop.postOrder(pool, 'node', undefined, { item: 8 })).status, 400);
+
+  const answers = await Promise.all([1, 2, 3, 4].map(() => shop.postOrder(pool, 'node', 'at-once', { item: 9 })));
+  check('four at the same time, one answer', [...new Set(answers.map((a) => a.status + a.body))], ['201{"order":2}']);
+  check('one of them did the work', answers.filter((a) => !('Idempotent-Replayed' in a.headers)).length, 1);
+  check('two orders in all', await one('SELECT count(*) FROM example_node.orders'), '2');
+
+  // 2. the charge
+  const network = new Network();
+  const charge = (name, amount) => shop.postCharge(pool, network, 'node', name, { amount });
+  check('charge', await charge('c-1', 5), { status: 201, headers: {}, body: '{"charge":"ch_1"}' });
+  check('repeat', (await charge('c-1', 5)).headers, { 'Idempotent-Replayed': 'true' });
+  network.mood = 'refused';
+  check('nothing sent', (await charge('c-2', 6)).status, 503);
+  network.mood = 'well';
+  check('so it may be tried again', (await charge('c-2', 6)).status, 201);
+  network.mood = 'declined';
+  check('declined', (await charge('c-3', 7)).status, 402);
+  network.mood = 'well';
+  check('declined stays declined', (await charge('c-3', 7)).status, 402);
+  network.mood = 'silent';
+  check('no answer: held', (await charge('c-4', 8)).status, 409);
+  network.mood = 'well';
+  check('held stays held', (await charge('c-4', 8)).status, 409);
+  check('three charges in all', network.charges.size, 3);
+
+  // A person asks the network with the same key, hears that it was charged, and records that.
+  const effectKey = await one(`SELECT idempotency.effect_key('node', 'POST /charges', 'c-4', 'charge')`);
+  const token = await one(`SELECT token FROM idempotency.abandoned WHERE scope = 'node' AND key = 'c-4'`);
+  await pool.query(`SELECT idempotency.complete('node', 'POST /charges', 'c-4', 201, $1, token => $2)`,
+    [network.charges.get(effectKey), token]);
+  check('decided', (await charge('c-4', 8)).body, 'ch_3');
+
+  // 3. the webhook
+  check('event', await shop.onEvent(pool, { id: 'evt_node', amount: 3 }), true);
+  check('again', await shop.onEvent(pool, { id: 'evt_node', amount: 3 }), false);
+  check('booked once', await one('SELECT count(*) FROM example_node.ledger'), '1');
+
+  // 4. autocommit: the claim would end with its own statement
+  const state = await pool.query(`SELECT outcome FROM idempotency.claim('node', 'POST /orders', $1)`, ['autocommit'])
+    .then(() => 'no error', (error) => error.code);
+  check('a claim in autocommit fails', state, 'IK004');
+  console.log('all well');
+}
+
+const pool = new Pool();
+main(pool).finally(() => pool.end()).catch((error) => {
+  console.error(error.message);
+  process.exitCode = 1;
+});
