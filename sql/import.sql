@@ -74,3 +74,11 @@ ROLLBACK;
 SELECT count(*) FROM idempotency.lookup('import', 'op', 'bad');
 
 SELECT idempotency.forget_scope('import', true), (SELECT sum(idempotency.forget_scope('import ' || n)) FROM generate_series(0, 2) AS n);
+
+-- a claim that so far is only in memory makes the key known
+BEGIN;
+SELECT outcome FROM idempotency.claim('import', 'op', 'claimed here');
+SELECT idempotency.import_completed('import', 'op', 'claimed here', 200, 'from elsewhere');
+SELECT idempotency.complete('import', 'op', 'claimed here', 200, 'ours') > now() AS completed;
+COMMIT;
+SELECT response_body FROM idempotency.replay('import', 'op', 'claimed here');

@@ -98,6 +98,7 @@ idempotency_import_completed(PG_FUNCTION_ARGS)
 	KeyIdentity id;
 	KeyRow row;
 	KeyRow old;
+	PendingClaim *pending;
 
 	idem_require_writable("import_completed");
 	idem_check_response(fcinfo);
@@ -131,6 +132,11 @@ idempotency_import_completed(PG_FUNCTION_ARGS)
 				 errmsg("created_at, completed_at and expires_at do not fit together"),
 				 errhint("The key was created, then completed, not later than now, and expires within \"idempotency.max_ttl\".")));
 	if (KeyRowTime(&row, KEY_EXPIRES_AT) <= now)
+		PG_RETURN_BOOL(false);
+
+	/* A claim that so far is only in memory makes the key known, too. */
+	pending = idem_pending_find(&id);
+	if (pending != NULL && idem_pending_state(pending)->status == PENDING_OPEN)
 		PG_RETURN_BOOL(false);
 	if (!idem_keys_find(&id, KEYS_NOW, false, &old, NULL) || !idem_keys_expired(&old, now))
 		PG_RETURN_BOOL(idem_keys_insert(&row));

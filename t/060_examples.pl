@@ -1,0 +1,60 @@
+
+# The examples run, and check what they show. An example whose interpreter or
+# driver is not there is skipped.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+
+use Extension;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $examples = "$FindBin::RealBin/../examples";
+
+# What each needs: a command that succeeds where it can run.
+my %needs = (
+	java => 'javac -version && test -r ${JDBC_JAR:-/usr/share/java/postgresql.jar}',
+	node => "cd '$examples/node' && node -e 'require(\"pg\")'",
+	python => '${PYTHON:-/usr/bin/python3} -c "import psycopg2"',
+	sql => 'psql --version');
+
+is_deeply([ sort map { m{([^/]+)/run$} } glob "$examples/*/run" ], [ sort keys %needs ], 'every example is known here');
+
+# As an application's role, not as a superuser: the extension and the right to
+# make a schema is all that an example needs, and forget() to begin anew.
+my $node = new_server('examples');
+my $database = $node->safe_psql('postgres', 'SELECT current_database()');
+
+$node->safe_psql('postgres', q{
+	CREATE ROLE app LOGIN;
+	SELECT idempotency.grant_usage('app'), idempotency.grant_operator('app');
+	GRANT CREATE ON DATABASE postgres TO app});
+
+foreach my $language (sort keys %needs)
+{
+  SKIP:
+	{
+		skip "$language: its interpreter or its driver is not there", 2
+		  if system("( $needs{$language} ) >/dev/null 2>&1") != 0;
+
+		local $ENV{PGHOST} = $node->host;
+		local $ENV{PGPORT} = $node->port;
+		local $ENV{PGUSER} = 'app';
+		local $ENV{PGDATABASE} = $database;
+
+		foreach my $time ('first', 'second')
+		{
+			my $output = `'$examples/$language/run' 2>&1`;
+
+			ok($? == 0 && $output =~ /^all well$/m, "$language: $time run") or diag($output);
+		}
+	}
+}
+
+is($node->safe_psql('postgres', q{SELECT count(*) FROM idempotency.idempotency_keys WHERE status IN ('in_progress', 'held')}),
+	'0', 'no example leaves a claim open');
+
+done_testing();
