@@ -1,0 +1,6 @@
+\set k random(1000000000000000000, 9000000000000000000)
+BEGIN;
+SELECT * FROM idempotency.claim('tenant-1', 'payment', :k);
+INSERT INTO bench.payments (account, amount) VALUES (:k, 100);
+SELECT idempotency.complete('tenant-1', 'payment', :k, 201, '{"ok": true}');
+COMMIT;

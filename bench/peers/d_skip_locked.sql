@@ -1,0 +1,6 @@
+\set k random(1000000000000000000, 9000000000000000000)
+BEGIN;
+INSERT INTO bench.peer_keys (scope, operation, key) VALUES ('tenant-1', 'payment', :k) ON CONFLICT DO NOTHING;
+SELECT status, response_status, response_body FROM bench.peer_keys WHERE scope = 'tenant-1' AND operation = 'payment' AND key = :k FOR UPDATE SKIP LOCKED;
+UPDATE bench.peer_keys SET status = 'completed', response_status = 201, response_body = '{"ok": true}', completed_at = now() WHERE scope = 'tenant-1' AND operation = 'payment' AND key = :k;
+COMMIT;

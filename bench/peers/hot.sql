@@ -1,0 +1,1 @@
+SELECT c.outcome, CASE WHEN c.outcome = 'claimed' THEN bench.peer_complete('tenant-1', 'payment', (floor(extract(epoch FROM now()) * 20))::bigint::text, 201, '{"ok": true}') END FROM bench.peer_claim('tenant-1', 'payment', (floor(extract(epoch FROM now()) * 20))::bigint::text) AS c;
