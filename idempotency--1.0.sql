@@ -24,7 +24,7 @@ COMMENT ON SEQUENCE idempotency.token_seq IS
 -- alignment; what a key completed in one transaction does not need is NULL
 -- and costs nothing. keys.c relies on this order. No CHECK constraint: only
 -- keys.c writes here, and the server would compile the expression anew for
--- every row, a twentieth of what a key costs.
+-- every statement.
 CREATE TABLE idempotency.idempotency_keys
 (
 	created_at			pg_catalog.timestamptz NOT NULL,
