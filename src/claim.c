@@ -182,8 +182,7 @@ take(const ClaimRequest *request, TimestampTz now, PendingClaim *pending,
 		else
 			KeyRowSet(&row, KEY_TOKEN, Int64GetDatum(idem_keys_next_token(old)));
 		KeyRowSet(&row, KEY_LOCKED_UNTIL, TimestampTzGetDatum(end));
-		if (!idem_keys_write(&row, old))
-			idem_report_lost_race();
+		idem_keys_write(&row, old);
 		state.leased = true;
 		state.token = DatumGetInt64(row.values[KEY_TOKEN]);
 	}
@@ -195,8 +194,7 @@ take(const ClaimRequest *request, TimestampTz now, PendingClaim *pending,
 		KeyRowSet(&row, KEY_COMPLETED_AT, TimestampTzGetDatum(now));
 		if (old != NULL && !old->isnull[KEY_TOKEN])
 			KeyRowSet(&row, KEY_TOKEN, Int64GetDatum(idem_keys_next_token(old)));
-		if (!idem_keys_write(&row, old))
-			idem_report_lost_race();
+		idem_keys_write(&row, old);
 		state.status = PENDING_COMPLETED;
 	}
 

@@ -224,10 +224,7 @@ idem_owner_write(OwnedClaim *own, PendingStatus status)
 				  Int64GetDatum(idem_keys_next_token(&own->row)));
 
 	if (!own->leased || own->row.status == KEY_COMPLETED)
-	{
-		if (!idem_keys_write(&own->row, old))
-			idem_report_lost_race();
-	}
+		idem_keys_write(&own->row, old);
 	else if (!idem_keys_update(&own->row, old))
 	{
 		if (IsolationUsesXactSnapshot())

@@ -139,10 +139,10 @@ idempotency_import_completed(PG_FUNCTION_ARGS)
 	if (pending != NULL && idem_pending_state(pending)->status == PENDING_OPEN)
 		PG_RETURN_BOOL(false);
 	if (!idem_keys_find(&id, KEYS_NOW, false, &old, NULL) || !idem_keys_expired(&old, now))
-		PG_RETURN_BOOL(idem_keys_insert(&row));
+		PG_RETURN_BOOL(idem_keys_insert_if_absent(&row));
 
 	/* What has expired is not known; its token must be outdated all the same. */
 	if (!old.isnull[KEY_TOKEN])
 		KeyRowSet(&row, KEY_TOKEN, Int64GetDatum(idem_keys_next_token(&old)));
-	PG_RETURN_BOOL(idem_keys_write(&row, &old));
+	PG_RETURN_BOOL(idem_keys_update(&row, &old) || idem_keys_insert_if_absent(&row));
 }
