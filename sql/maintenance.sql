@@ -58,6 +58,17 @@ SELECT key, status FROM idempotency.idempotency_keys WHERE scope = 'maintenance'
 -- What was held is still held.
 SELECT key, outcome FROM unnest(ARRAY['held', 'hold_if_abandoned', 'leased']) AS key, idempotency.claim('maintenance', 'op', key, lease => '1 h');
 
+-- Clean-up goes on where it was: it does not read again what it has deleted,
+-- which the index shows until it is vacuumed.
+INSERT INTO idempotency.idempotency_keys (created_at, expires_at, completed_at, attempt, scope, operation, key, status)
+SELECT now() - interval '2 days', now() - interval '1 day' + g * interval '1 ms', now(), 1, 'maintenance', 'op', 'many ' || g, 'completed'
+FROM generate_series(1, 30000) AS g;
+SELECT pg_stat_force_next_flush();
+SELECT idx_tup_read AS before FROM pg_stat_user_indexes WHERE indexrelid = 'idempotency.idempotency_keys_expires_at_idx'::regclass \gset
+SELECT idempotency.cleanup();
+SELECT pg_stat_force_next_flush();
+SELECT idx_tup_read - :before BETWEEN 30000 AND 35000 AS read_once FROM pg_stat_user_indexes WHERE indexrelid = 'idempotency.idempotency_keys_expires_at_idx'::regclass;
+
 -- Where nothing can be committed, maintain() says so. It is the block that
 -- matters, not who calls.
 BEGIN;

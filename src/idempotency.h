@@ -223,8 +223,8 @@ extern uint64 idem_keys_redact_scope(text *scope);
 extern void idem_keys_insert_batch(text *scope, text *operation, Datum *keys, int nkeys,
 								   TimestampTz now, TimestampTz expires_at, bool *first);
 extern void idem_keys_set_failed(KeyRow *row, int64 retry_in, int64 failed_ttl);
-extern uint64 idem_keys_delete_expired(TimestampTz before, TimestampTz now,
-									   int64 max_rows);
+extern uint64 idem_keys_delete_expired(TimestampTz *from, TimestampTz before,
+									   TimestampTz now, int64 max_rows);
 extern int64 idem_keys_next_token(const KeyRow *old);
 extern const char *idem_keys_status_name(KeyStatus status);
 extern bool idem_keys_expired(const KeyRow *row, TimestampTz now);
@@ -425,7 +425,7 @@ extern void idem_wake_waiters(uint64 hash);
 
 /* cleanup.c */
 extern bool idem_cleanup_installed(void);
-extern bool idem_cleanup_batch(IdemCleanup *cleanup);
+extern bool idem_cleanup_batch(IdemCleanup *cleanup, TimestampTz *from);
 extern void idem_cleanup_record(IdemCleanup *cleanup, const char *by);
 extern bool idem_cleanup_in_the_way(void);
 

@@ -511,16 +511,20 @@ prepare(KeyStatement statement)
 
 			/*
 			 * The condition is repeated outside: a row that was taken over
-			 * between the two looks is judged by its last version.
+			 * between the two looks is judged by its last version. $4 is where
+			 * the batch before this one ended: the index still has an entry for
+			 * what that deleted, and while any snapshot is older, each of them
+			 * would have to be looked at again.
 			 */
 			appendStringInfoString(&sql, "DELETE FROM ONLY " QUALIFIED_TABLE " AS k"
 										 " WHERE k.ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
 										 "SELECT c.ctid FROM ONLY " QUALIFIED_TABLE " AS c"
-										 " WHERE " EXPIRED("c") " ORDER BY c.expires_at LIMIT $3 FOR UPDATE SKIP LOCKED))"
-																" AND " EXPIRED("k"));
+										 " WHERE " EXPIRED("c") " AND c.expires_at OPERATOR(pg_catalog.>=) $4 ORDER BY c.expires_at LIMIT $3 FOR UPDATE SKIP LOCKED))"
+																" AND " EXPIRED("k") " RETURNING k.expires_at");
 			types[ntypes++] = TIMESTAMPTZOID;
 			types[ntypes++] = TIMESTAMPTZOID;
 			types[ntypes++] = INT8OID;
+			types[ntypes++] = TIMESTAMPTZOID;
 			break;
 		case STATEMENT_REDACT_DUE:
 			appendStringInfoString(&sql, "UPDATE ONLY " QUALIFIED_TABLE " AS k SET " REDACTED ", redacted_at = $1, response_expires_at = NULL"
@@ -617,6 +621,23 @@ prepare(KeyStatement statement)
 }
 
 /*
+ * How the planner is held to the indexes. A plan is kept, and one that was made
+ * while the table was small must still be good when it is large: no reading of
+ * the whole table, and no sorting of all that has expired for one batch of it.
+ */
+static const struct
+{
+	bool *setting;
+	bool pinned;
+} planner[] = {
+	{&enable_seqscan, false},
+	{&enable_bitmapscan, false},
+	{&enable_sort, false},
+	{&enable_indexscan, true},
+	{&enable_tidscan, true},
+};
+
+/*
  * Executes a statement as the owner of the table and returns the number of
  * rows it touched. What it returned is for "consume" to copy out.
  *
@@ -636,21 +657,20 @@ execute_with(KeyStatement statement, Datum *values, const char *nulls,
 			 void (*consume)(void *state), void *state)
 {
 	Relation table = open_table(RowExclusiveLock);
-	bool saved_seqscan = enable_seqscan;
-	bool saved_indexscan = enable_indexscan;
-	bool saved_tidscan = enable_tidscan;
+	bool saved_planner[lengthof(planner)];
 	int saved_cache_mode = plan_cache_mode;
 	IdemIdentity before;
 	int result;
 	uint64 processed;
 
 	idem_become(&before, table->rd_rel->relowner);
+	for (int i = 0; i < (int) lengthof(planner); i++)
+		saved_planner[i] = *planner[i].setting;
 
 	PG_TRY();
 	{
-		enable_seqscan = false;
-		enable_indexscan = true;
-		enable_tidscan = true;
+		for (int i = 0; i < (int) lengthof(planner); i++)
+			*planner[i].setting = planner[i].pinned;
 		plan_cache_mode = PLAN_CACHE_MODE_FORCE_GENERIC_PLAN;
 
 		if (planned_for != RelationGetRelid(table))
@@ -671,9 +691,8 @@ execute_with(KeyStatement statement, Datum *values, const char *nulls,
 	}
 	PG_FINALLY();
 	{
-		enable_seqscan = saved_seqscan;
-		enable_indexscan = saved_indexscan;
-		enable_tidscan = saved_tidscan;
+		for (int i = 0; i < (int) lengthof(planner); i++)
+			*planner[i].setting = saved_planner[i];
 		plan_cache_mode = saved_cache_mode;
 	}
 	PG_END_TRY();
@@ -688,6 +707,14 @@ execute_with(KeyStatement statement, Datum *values, const char *nulls,
 	if (processed > 0 && result != SPI_OK_SELECT)
 		ForceSyncCommit();
 	return processed;
+}
+
+static Datum
+returned(uint64 row, int column)
+{
+	bool isnull;
+
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, &isnull);
 }
 
 static uint64
@@ -836,18 +863,29 @@ idem_keys_delete_scope(text *scope, bool force)
 	return execute(STATEMENT_DELETE_SCOPE, values, NULL);
 }
 
+static void
+note_last_expiry(void *state)
+{
+	TimestampTz *last = state;
+
+	for (uint64 i = 0; i < SPI_processed; i++)
+		*last = Max(*last, DatumGetTimestampTz(returned(i, 1)));
+}
+
 /*
- * Deletes at most max_rows keys that expired before a moment. Skips what
- * somebody else is writing, and never touches a key that is held or live in
- * its last version.
+ * Deletes at most max_rows keys that expired before a moment, the oldest first.
+ * Skips what somebody else is writing, and never touches a key that is held or
+ * live in its last version. *from is where to begin in the order of expiry, and
+ * becomes where to go on; DT_NOBEGIN begins at the beginning.
  */
 uint64
-idem_keys_delete_expired(TimestampTz before, TimestampTz now, int64 max_rows)
+idem_keys_delete_expired(TimestampTz *from, TimestampTz before, TimestampTz now,
+						 int64 max_rows)
 {
-	Datum values[3] = {TimestampTzGetDatum(before),
-					   TimestampTzGetDatum(now), Int64GetDatum(max_rows)};
+	Datum values[4] = {TimestampTzGetDatum(before), TimestampTzGetDatum(now),
+					   Int64GetDatum(max_rows), TimestampTzGetDatum(*from)};
 
-	return execute(STATEMENT_DELETE_EXPIRED, values, NULL);
+	return execute_with(STATEMENT_DELETE_EXPIRED, values, NULL, note_last_expiry, from);
 }
 
 /*
@@ -950,14 +988,6 @@ position_of(const Batch *batch, Datum key)
 	if (found == NULL)
 		elog(ERROR, "unexpected key in batch");
 	return found - batch->keys;
-}
-
-static Datum
-returned(uint64 row, int column)
-{
-	bool isnull;
-
-	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, &isnull);
 }
 
 static void

@@ -37,8 +37,8 @@ int idem_max_response_size = 4 * 1024;
 bool idem_track = true;
 bool idem_cleanup_enabled = true;
 int idem_cleanup_interval = 60 * 60;
-int idem_cleanup_batch_size = 5000;
-int idem_cleanup_pause = 50;
+int idem_cleanup_batch_size = 100;
+int idem_cleanup_pause = 5;
 char *idem_cleanup_skip_databases = NULL;
 int idem_warn_expired = 100000;
 int idem_warn_abandoned = 1;
@@ -195,9 +195,9 @@ idem_settings_init(void)
 
 	DefineCustomIntVariable("idempotency.cleanup_batch_size",
 							"Most rows that clean-up deletes in one transaction.",
-							NULL,
+							"A claim that commits meanwhile waits until they are flushed.",
 							&idem_cleanup_batch_size,
-							5000, 1, 1000000,
+							100, 1, 1000000,
 							PGC_SIGHUP, 0,
 							NULL, NULL, NULL);
 
@@ -205,7 +205,7 @@ idem_settings_init(void)
 							"Pause of clean-up between two batches.",
 							NULL,
 							&idem_cleanup_pause,
-							50, 0, 2000,
+							5, 0, 2000,
 							PGC_SIGHUP, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 

@@ -61,7 +61,7 @@ is(keys_left($node, 'closed'), 100, 'and one that refuses connections');
 is(keys_left($node, 'tmpl'), 100, 'and a template');
 unlike(server_log($node, $start), qr/(closed|tmpl|impostor|template[01]|skipped)" *(deleted|$)/, 'no process went there');
 unlike(server_log($node, $start), qr/FATAL/, 'no process was turned away');
-like(server_log($node, $start), qr/clean-up of database "good1" deleted 100 keys and removed 0 responses in 1 batches/,
+like(server_log($node, $start), qr/clean-up of database "good1" deleted 100 keys and removed 0 responses in 2 batches/,
 	'one line tells of a run that did something');
 
 # Frequent rounds; a reload makes the interval shorter, at once.
