@@ -23,7 +23,7 @@ COMMENT ON SEQUENCE idempotency.token_seq IS
 -- One row per key. Fixed-width columns first, so that no byte is lost to
 -- alignment; what a key completed in one transaction does not need is NULL
 -- and costs nothing. keys.c relies on this order. No CHECK constraint: only
--- keys.c writes here, and the server would compile the expression anew for
+-- this library writes here, and the server would compile the expression anew for
 -- every statement.
 CREATE TABLE idempotency.idempotency_keys
 (

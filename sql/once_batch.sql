@@ -102,6 +102,50 @@ RESET plan_cache_mode;
 SELECT pg_stat_force_next_flush();
 SELECT seq_scan - :before AS scans FROM pg_stat_user_tables WHERE relid = 'idempotency.idempotency_keys'::regclass;
 
+-- A batch that is delivered again writes nothing; in one that is partly new, the
+-- first key that is known costs a dead row, and no further one does.
+CREATE FUNCTION pg_temp.written(OUT inserted bigint, OUT updated bigint, OUT deleted bigint) LANGUAGE sql VOLATILE AS $$
+	SELECT n_tup_ins, n_tup_upd, n_tup_del FROM pg_stat_user_tables WHERE relid = 'idempotency.idempotency_keys'::regclass $$;
+SELECT pg_stat_force_next_flush(), pg_stat_reset_single_table_counters('idempotency.idempotency_keys'::regclass);
+SELECT count(*) FILTER (WHERE first) AS first FROM idempotency.once_batch('once_batch', 'dead', ARRAY(SELECT 'k' || g FROM generate_series(1000, 1999) g));
+SELECT pg_stat_force_next_flush();
+SELECT * FROM pg_temp.written();
+SELECT count(*) FILTER (WHERE first) AS first FROM idempotency.once_batch('once_batch', 'dead', ARRAY(SELECT 'k' || g FROM generate_series(1000, 1999) g));
+SELECT pg_stat_force_next_flush();
+SELECT * FROM pg_temp.written();
+SELECT count(*) FILTER (WHERE first) AS first FROM idempotency.once_batch('once_batch', 'dead', ARRAY(SELECT CASE WHEN g < 1000 THEN 'j' ELSE 'k' END || g FROM generate_series(900, 1999) g));
+SELECT pg_stat_force_next_flush();
+SELECT * FROM pg_temp.written();
+
+-- What an administrator has hung on the table is heeded, as for every other call.
+CREATE FUNCTION pg_temp.batch_and_call(hung text) RETURNS TABLE (key text, first boolean, note text) LANGUAGE plpgsql AS $$
+BEGIN
+	EXECUTE hung;
+	PERFORM idempotency.once_batch('once_batch', 'hung', ARRAY['new', 'known']);
+	PERFORM idempotency.once('once_batch', 'hung', 'single');
+	RETURN QUERY SELECT k.key, o.first, to_jsonb(k) ->> 'note' FROM idempotency.idempotency_keys AS k LEFT JOIN idempotency.once_batch('once_batch', 'hung', ARRAY['known', 'new', 'single']) AS o ON o.key = k.key
+		WHERE k.scope = 'once_batch' AND k.operation = 'hung' ORDER BY k.key;
+EXCEPTION WHEN check_violation OR feature_not_supported THEN
+	key := SQLSTATE;
+	RETURN NEXT;
+END $$;
+CREATE FUNCTION pg_temp.annotate() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.note := 'by a trigger'; RETURN NEW; END $$;
+BEGIN;
+SELECT * FROM pg_temp.batch_and_call('CREATE TRIGGER annotate BEFORE INSERT ON idempotency.idempotency_keys FOR EACH ROW EXECUTE FUNCTION pg_temp.annotate()');
+ROLLBACK;
+BEGIN;
+SELECT * FROM pg_temp.batch_and_call($$ CREATE RULE heeded AS ON INSERT TO idempotency.idempotency_keys DO ALSO NOTIFY heeded $$);
+ROLLBACK;
+BEGIN;
+SELECT * FROM pg_temp.batch_and_call($$ ALTER TABLE idempotency.idempotency_keys ADD region text NOT NULL DEFAULT 'here' $$);
+ROLLBACK;
+BEGIN;
+SELECT * FROM pg_temp.batch_and_call($$ ALTER TABLE idempotency.idempotency_keys ADD CHECK (key <> 'known') NOT VALID $$);
+ROLLBACK;
+BEGIN;
+SELECT * FROM pg_temp.batch_and_call($$ CREATE INDEX ON idempotency.idempotency_keys ((upper(note))) WHERE scope = 'once_batch' $$);
+ROLLBACK;
+
 -- Bad input.
 SELECT * FROM idempotency.once_batch(NULL, 'op', ARRAY['k']);
 SELECT * FROM idempotency.once_batch('once_batch', NULL, ARRAY['k']);

@@ -37,6 +37,15 @@
 	index_beginscan(heap, index, snapshot, nkeys, 0)
 #endif
 
+/* PostgreSQL 16 can leave out indexes that do not summarize. */
+#if PG_VERSION_NUM >= 160000
+#define ExecInsertIndexTuples_compat(result, slot, estate, no_duplicate_error, conflict) \
+	ExecInsertIndexTuples(result, slot, estate, false, no_duplicate_error, conflict, NIL, false)
+#else
+#define ExecInsertIndexTuples_compat(result, slot, estate, no_duplicate_error, conflict) \
+	ExecInsertIndexTuples(result, slot, estate, false, no_duplicate_error, conflict, NIL)
+#endif
+
 /* PostgreSQL 18 may ask for the primary key though it is deferrable. */
 #if PG_VERSION_NUM >= 180000
 #define RelationGetPrimaryKeyIndex_compat(rel) \

@@ -13,8 +13,9 @@
  * row			a line of idempotency.idempotency_keys, as a KeyRow
  *
  * How a call flows: arguments.c checks what the user sent; claim.c, owner.c
- * and the verbs decide; locks.c queues rivals; keys.c reads and writes rows;
- * pending.c remembers until the transaction ends what it has claimed.
+ * and the verbs decide; locks.c queues rivals; keys.c reads and writes rows, by
+ * the SQL of statements.c; pending.c remembers until the transaction ends what it
+ * has claimed.
  *
  *-------------------------------------------------------------------------
  */
@@ -30,8 +31,10 @@
 #include "storage/condition_variable.h"
 #include "storage/itemptr.h"
 #include "storage/latch.h"
+#include "storage/lockdefs.h"
 #include "storage/lwlock.h"
 #include "utils/jsonb.h"
+#include "utils/relcache.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
@@ -47,6 +50,8 @@
 
 #define IDEM_EXTENSION_NAME "idempotency"
 #define IDEM_SCHEMA_NAME "idempotency"
+#define IDEM_KEYS_TABLE "idempotency_keys"
+#define IDEM_TOKEN_SEQUENCE "token_seq"
 
 /* Who asks for what. The texts may have short headers: use VARDATA_ANY. */
 typedef struct KeyIdentity
@@ -220,8 +225,6 @@ extern uint64 idem_keys_redact_due(TimestampTz now, int64 max_rows);
 extern Oid idem_keys_owner(void);
 extern List *idem_keys_abandoned(text *operation, int64 max_rows, int64 seen);
 extern uint64 idem_keys_redact_scope(text *scope);
-extern void idem_keys_insert_batch(text *scope, text *operation, Datum *keys, int nkeys,
-								   TimestampTz now, TimestampTz expires_at, bool *first);
 extern void idem_keys_set_failed(KeyRow *row, int64 retry_in, int64 failed_ttl);
 extern uint64 idem_keys_delete_expired(TimestampTz *from, TimestampTz before,
 									   TimestampTz now, int64 max_rows);
@@ -232,6 +235,46 @@ extern bool idem_keys_lapsed(const KeyRow *row, TimestampTz now);
 extern bool idem_keys_held(const KeyRow *row, TimestampTz now);
 extern bool idem_keys_response_gone(const KeyRow *row, TimestampTz now);
 extern void idem_keys_init(void);
+
+/* keys.c, for statements.c and batch.c alone */
+typedef struct KeyColumnInfo
+{
+	const char *name;
+	Oid type;
+} KeyColumnInfo;
+
+extern const KeyColumnInfo idem_key_columns[KEY_NCOLUMNS];
+extern Relation idem_keys_open(LOCKMODE mode);
+
+/* statements.c, for keys.c and batch.c alone */
+typedef enum KeyStatement
+{
+	STATEMENT_INSERT,
+	STATEMENT_INSERT_IF_ABSENT,
+	STATEMENT_UPDATE,
+	STATEMENT_DELETE,
+	STATEMENT_DELETE_SCOPE,
+	STATEMENT_DELETE_EXPIRED,
+	STATEMENT_REDACT_DUE,
+	STATEMENT_REDACT_SCOPE,
+	STATEMENT_ABANDONED,
+	STATEMENT_BATCH_INSERT,
+	STATEMENT_BATCH_LOOK,
+	STATEMENT_BATCH_REPLACE,
+	NSTATEMENTS
+} KeyStatement;
+
+#define STATEMENT_MAX_PARAMETERS (KEY_NCOLUMNS + 4)
+
+extern uint64 idem_statement_execute(KeyStatement statement, Datum *values,
+									 const char *nulls,
+									 void (*consume)(void *state), void *state);
+extern Datum idem_statement_value(uint64 row, int column);
+
+/* batch.c */
+extern int idem_batch_order(const text *a, const text *b);
+extern void idem_batch_insert(text *scope, text *operation, Datum *keys, int nkeys,
+							  TimestampTz now, TimestampTz expires_at, bool *first);
 
 /* locks.c */
 extern uint64 idem_lock_hash(const KeyIdentity *id);

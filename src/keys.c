@@ -1,9 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * keys.c
- *	  The only file that reads and writes rows of idempotency_keys: finding
- *	  the table, the look-up by key, the statements and their plans, and what
- *	  a row says about itself at a given moment.
+ *	  The rows of idempotency_keys: finding the table, the look-up by key,
+ *	  writing one row, and what a row says about itself at a given moment.
  *
  * Reading goes through the primary key's index directly. A query would be
  * planned, and a generic plan made while the table was empty is a sequential
@@ -11,13 +10,8 @@
  * predicate locks on index pages, which make SERIALIZABLE transactions on
  * unlike keys fail each other.
  *
- * Writing goes through SPI with plans that are prepared once and kept, and
- * runs with the rights of the table's owner (as ri_triggers.c does), so the
- * caller needs no more than EXECUTE. Every name, type and operator in the
- * statements is qualified. There is one statement to insert a row, one to
- * replace a version of it and one to delete it. The latter two find the
- * version by its ctid, again without touching an index page, and repeat what
- * was decided on, so that they miss if it has changed.
+ * Writing goes through SQL (statements.c), so that whatever hangs on the table
+ * is heeded. Only batch.c, where that costs too much, makes an exception.
  *
  *-------------------------------------------------------------------------
  */
@@ -53,16 +47,10 @@
 #include "utils/snapmgr.h"
 
 
-#define KEYS_TABLE "idempotency_keys"
 #define KEYS_PRIMARY_KEY "idempotency_keys_pkey"
-#define TOKEN_SEQUENCE "token_seq"
 
 /* Names and types of the columns, in the order of KeyColumn. */
-static const struct
-{
-	const char *name;
-	Oid type;
-} columns[KEY_NCOLUMNS] = {
+const KeyColumnInfo idem_key_columns[KEY_NCOLUMNS] = {
 	[KEY_CREATED_AT] = {"created_at", TIMESTAMPTZOID},
 	[KEY_EXPIRES_AT] = {"expires_at", TIMESTAMPTZOID},
 	[KEY_COMPLETED_AT] = {"completed_at", TIMESTAMPTZOID},
@@ -97,29 +85,8 @@ static const char *const status_names[] = {
 	[KEY_HELD] = "held",
 };
 
-typedef enum KeyStatement
-{
-	STATEMENT_INSERT,
-	STATEMENT_INSERT_IF_ABSENT,
-	STATEMENT_UPDATE,
-	STATEMENT_DELETE,
-	STATEMENT_DELETE_SCOPE,
-	STATEMENT_DELETE_EXPIRED,
-	STATEMENT_REDACT_DUE,
-	STATEMENT_REDACT_SCOPE,
-	STATEMENT_ABANDONED,
-	STATEMENT_BATCH_INSERT,
-	STATEMENT_BATCH_LOOK,
-	STATEMENT_BATCH_REPLACE,
-	NSTATEMENTS
-} KeyStatement;
-
-#define MAX_PARAMETERS (KEY_NCOLUMNS + 4)
-
 /* Caches, for as long as the table is the same; see table_changed(). */
 static Oid table_oid = InvalidOid;
-static Oid planned_for = InvalidOid;
-static SPIPlanPtr plans[NSTATEMENTS];
 
 /*
  * Anything about the table has changed: look at it again. The plans watch
@@ -152,23 +119,23 @@ check_table(Relation table)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table %s.%s does not belong to extension \"%s\"",
-						IDEM_SCHEMA_NAME, KEYS_TABLE, IDEM_EXTENSION_NAME),
+						IDEM_SCHEMA_NAME, IDEM_KEYS_TABLE, IDEM_EXTENSION_NAME),
 				 errhint("Drop the extension and create it again.")));
 	if (table->rd_rel->relpersistence != RELPERSISTENCE_PERMANENT)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table %s.%s is unlogged", IDEM_SCHEMA_NAME, KEYS_TABLE),
+				 errmsg("table %s.%s is unlogged", IDEM_SCHEMA_NAME, IDEM_KEYS_TABLE),
 				 errdetail("A crash would empty it, and requests would be executed again."),
 				 errhint("Run ALTER TABLE %s.%s SET LOGGED.",
-						 IDEM_SCHEMA_NAME, KEYS_TABLE)));
+						 IDEM_SCHEMA_NAME, IDEM_KEYS_TABLE)));
 	for (int i = 0; i < KEY_NCOLUMNS; i++)
 		if (i >= desc->natts ||
-			strcmp(NameStr(TupleDescAttr(desc, i)->attname), columns[i].name) != 0 ||
-			TupleDescAttr(desc, i)->atttypid != columns[i].type)
+			strcmp(NameStr(TupleDescAttr(desc, i)->attname), idem_key_columns[i].name) != 0 ||
+			TupleDescAttr(desc, i)->atttypid != idem_key_columns[i].type)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("table %s.%s does not have the expected columns",
-							IDEM_SCHEMA_NAME, KEYS_TABLE),
+							IDEM_SCHEMA_NAME, IDEM_KEYS_TABLE),
 					 errhint("Undo what was changed on the table, or run ALTER EXTENSION %s UPDATE.",
 							 IDEM_EXTENSION_NAME)));
 }
@@ -190,8 +157,14 @@ relation_oid(const char *name)
 	return result;
 }
 
-static Relation
-open_table(LOCKMODE mode)
+/*
+ * Opens the table, which has to be as expected. The lock is the caller's to
+ * keep to the end of the transaction.
+ *
+ * Errors: 55000.
+ */
+Relation
+idem_keys_open(LOCKMODE mode)
 {
 	Relation table;
 	Oid oid = table_oid;
@@ -206,7 +179,7 @@ open_table(LOCKMODE mode)
 			relation_close(table, mode);
 	}
 
-	oid = relation_oid(KEYS_TABLE);
+	oid = relation_oid(IDEM_KEYS_TABLE);
 	table = table_open(oid, mode);
 	check_table(table);
 	table_oid = oid;
@@ -261,7 +234,7 @@ copy_row(KeyRow *row, Relation table, TupleTableSlot *slot, bool with_response)
 			row->status = (KeyStatus) i;
 			return;
 		}
-	elog(ERROR, "unexpected status in %s", KEYS_TABLE);
+	elog(ERROR, "unexpected status in %s", IDEM_KEYS_TABLE);
 }
 
 /*
@@ -286,7 +259,7 @@ bool
 idem_keys_find(const KeyIdentity *id, KeyRead how, bool with_response,
 			   KeyRow *row, bool *agrees)
 {
-	Relation table = open_table(AccessShareLock);
+	Relation table = idem_keys_open(AccessShareLock);
 	Relation index = index_open(RelationGetPrimaryKeyIndex_compat(table),
 								AccessShareLock);
 	TupleTableSlot *slot = table_slot_create(table, NULL);
@@ -385,7 +358,7 @@ locked_by_other(TupleTableSlot *slot)
 bool
 idem_keys_being_written(const KeyRow *row)
 {
-	Relation table = open_table(AccessShareLock);
+	Relation table = idem_keys_open(AccessShareLock);
 	TupleTableSlot *slot = table_slot_create(table, NULL);
 	ItemPointerData tid = row->tid;
 	SnapshotData dirty;
@@ -404,49 +377,6 @@ idem_keys_being_written(const KeyRow *row)
  *----------
  */
 
-/*
- * Which rows clean-up may take; see idem_keys_expired(). $1 is the moment
- * before which they have expired, $2 the present.
- */
-#define EXPIRED(alias) \
-	alias ".expires_at OPERATOR(pg_catalog.<=) $1 AND (" alias ".status OPERATOR(pg_catalog.=) 'completed'::pg_catalog.text OR " alias ".status OPERATOR(pg_catalog.=) 'failed'::pg_catalog.text OR (" alias ".status OPERATOR(pg_catalog.=) 'in_progress'::pg_catalog.text AND " alias ".locked_until OPERATOR(pg_catalog.<=) $2 AND " alias ".hold_if_abandoned IS NOT TRUE))"
-
-/* Which rows the next claim gets without asking anybody, as of a moment. */
-#define RECLAIMABLE(alias, now) \
-	"((" alias ".expires_at OPERATOR(pg_catalog.<=) " now " AND (" alias ".status OPERATOR(pg_catalog.=) 'completed'::pg_catalog.text OR (" alias ".status OPERATOR(pg_catalog.=) 'in_progress'::pg_catalog.text AND " alias ".locked_until OPERATOR(pg_catalog.<=) " now " AND " alias ".hold_if_abandoned IS NOT TRUE))) OR (" alias ".status OPERATOR(pg_catalog.=) 'failed'::pg_catalog.text AND (" alias ".locked_until IS NULL OR " alias ".locked_until OPERATOR(pg_catalog.<=) " now ")))"
-
-/* What a redacted row no longer has. */
-#define REDACTED                                                            \
-	"response_headers = NULL, response_body = NULL, response_bytes = NULL," \
-	" state = NULL, last_error = NULL"
-
-#define QUALIFIED_TABLE IDEM_SCHEMA_NAME "." KEYS_TABLE
-
-/*
- * A version as it was read: position, and what decisions are based on. The
- * latter matters when a concurrent change makes the server look at the newest
- * version of the row instead.
- */
-static void
-append_version(StringInfo sql, int first)
-{
-	appendStringInfo(sql, " WHERE k.ctid OPERATOR(pg_catalog.=) $%d"
-						  " AND k.expires_at OPERATOR(pg_catalog.=) $%d"
-						  " AND k.status OPERATOR(pg_catalog.=) $%d"
-						  " AND COALESCE(k.token, 0) OPERATOR(pg_catalog.=) $%d",
-					 first, first + 1, first + 2, first + 3);
-}
-
-static int
-version_types(Oid *types)
-{
-	types[0] = TIDOID;
-	types[1] = TIMESTAMPTZOID;
-	types[2] = TEXTOID;
-	types[3] = INT8OID;
-	return 4;
-}
-
 static int
 version_values(const KeyRow *row, Datum *values)
 {
@@ -457,270 +387,10 @@ version_values(const KeyRow *row, Datum *values)
 	return 4;
 }
 
-static SPIPlanPtr
-prepare(KeyStatement statement)
-{
-	StringInfoData sql;
-	Oid types[MAX_PARAMETERS];
-	int ntypes = 0;
-	SPIPlanPtr plan;
-
-	initStringInfo(&sql);
-	switch (statement)
-	{
-		case STATEMENT_INSERT:
-		case STATEMENT_INSERT_IF_ABSENT:
-			appendStringInfoString(&sql, "INSERT INTO " QUALIFIED_TABLE " (");
-			for (int i = 0; i < KEY_NCOLUMNS; i++)
-				appendStringInfo(&sql, "%s%s", i > 0 ? ", " : "", columns[i].name);
-			appendStringInfoString(&sql, ") VALUES (");
-			for (int i = 0; i < KEY_NCOLUMNS; i++)
-			{
-				appendStringInfo(&sql, "%s$%d", i > 0 ? ", " : "", i + 1);
-				types[ntypes++] = columns[i].type;
-			}
-			appendStringInfoChar(&sql, ')');
-			if (statement == STATEMENT_INSERT_IF_ABSENT)
-				appendStringInfoString(&sql, " ON CONFLICT (scope, operation, key) DO NOTHING");
-			break;
-		case STATEMENT_UPDATE:
-			appendStringInfoString(&sql, "UPDATE ONLY " QUALIFIED_TABLE " AS k SET ");
-			for (int i = 0; i < KEY_NCOLUMNS; i++)
-			{
-				appendStringInfo(&sql, "%s%s = $%d", i > 0 ? ", " : "",
-								 columns[i].name, i + 1);
-				types[ntypes++] = columns[i].type;
-			}
-			append_version(&sql, ntypes + 1);
-			ntypes += version_types(types + ntypes);
-			break;
-		case STATEMENT_DELETE:
-			appendStringInfoString(&sql, "DELETE FROM ONLY " QUALIFIED_TABLE " AS k");
-			append_version(&sql, 1);
-			ntypes = version_types(types);
-			break;
-		case STATEMENT_DELETE_SCOPE:
-			appendStringInfoString(&sql, "DELETE FROM " QUALIFIED_TABLE " AS k"
-										 " WHERE k.scope OPERATOR(pg_catalog.=) $1"
-										 " AND ($2 OR k.status OPERATOR(pg_catalog.=) 'completed'::pg_catalog.text"
-										 " OR k.status OPERATOR(pg_catalog.=) 'failed'::pg_catalog.text)");
-			types[ntypes++] = TEXTOID;
-			types[ntypes++] = BOOLOID;
-			break;
-		case STATEMENT_DELETE_EXPIRED:
-
-			/*
-			 * The condition is repeated outside: a row that was taken over
-			 * between the two looks is judged by its last version. $4 is where
-			 * the batch before this one ended: the index still has an entry for
-			 * what that deleted, and while any snapshot is older, each of them
-			 * would have to be looked at again.
-			 */
-			appendStringInfoString(&sql, "DELETE FROM ONLY " QUALIFIED_TABLE " AS k"
-										 " WHERE k.ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
-										 "SELECT c.ctid FROM ONLY " QUALIFIED_TABLE " AS c"
-										 " WHERE " EXPIRED("c") " AND c.expires_at OPERATOR(pg_catalog.>=) $4 ORDER BY c.expires_at LIMIT $3 FOR UPDATE SKIP LOCKED))"
-																" AND " EXPIRED("k") " RETURNING k.expires_at");
-			types[ntypes++] = TIMESTAMPTZOID;
-			types[ntypes++] = TIMESTAMPTZOID;
-			types[ntypes++] = INT8OID;
-			types[ntypes++] = TIMESTAMPTZOID;
-			break;
-		case STATEMENT_REDACT_DUE:
-			appendStringInfoString(&sql, "UPDATE ONLY " QUALIFIED_TABLE " AS k SET " REDACTED ", redacted_at = $1, response_expires_at = NULL"
-										 " WHERE k.ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
-										 "SELECT c.ctid FROM ONLY " QUALIFIED_TABLE " AS c"
-										 " WHERE c.response_expires_at OPERATOR(pg_catalog.<=) $1"
-										 " ORDER BY c.response_expires_at LIMIT $2 FOR UPDATE SKIP LOCKED))"
-										 " AND k.response_expires_at OPERATOR(pg_catalog.<=) $1");
-			types[ntypes++] = TIMESTAMPTZOID;
-			types[ntypes++] = INT8OID;
-			break;
-		case STATEMENT_REDACT_SCOPE:
-			appendStringInfoString(&sql, "UPDATE ONLY " QUALIFIED_TABLE " AS k SET " REDACTED ", redacted_at = $2, response_expires_at = NULL"
-										 " WHERE k.scope OPERATOR(pg_catalog.=) $1 AND k.redacted_at IS NULL"
-										 " AND (k.status OPERATOR(pg_catalog.=) 'completed'::pg_catalog.text"
-										 " OR k.status OPERATOR(pg_catalog.=) 'failed'::pg_catalog.text)");
-			types[ntypes++] = TEXTOID;
-			types[ntypes++] = TIMESTAMPTZOID;
-			break;
-		case STATEMENT_ABANDONED:
-			appendStringInfoString(&sql, "SELECT k.scope, k.operation, k.key FROM ONLY " QUALIFIED_TABLE " AS k"
-										 " WHERE k.status OPERATOR(pg_catalog.=) 'in_progress'::pg_catalog.text"
-										 " AND ($1 IS NULL OR k.operation OPERATOR(pg_catalog.=) $1)"
-										 " AND k.locked_until OPERATOR(pg_catalog.<=) $2"
-										 " AND k.expires_at OPERATOR(pg_catalog.>) $2"
-										 " AND k.hold_if_abandoned IS NOT TRUE"
-										 " ORDER BY k.locked_until LIMIT $3 OFFSET $4");
-			types[ntypes++] = TEXTOID;
-			types[ntypes++] = TIMESTAMPTZOID;
-			types[ntypes++] = INT8OID;
-			types[ntypes++] = INT8OID;
-			break;
-		case STATEMENT_BATCH_INSERT:
-		case STATEMENT_BATCH_REPLACE:
-
-			/*
-			 * The array comes in the order of the index and is inserted in
-			 * that order: so overlapping batches meet in the same order.
-			 */
-			appendStringInfoString(&sql, "INSERT INTO " QUALIFIED_TABLE " AS k"
-										 " (created_at, expires_at, completed_at, attempt, scope, operation, key, status)"
-										 " SELECT $4, $5, $4, 1, $1, $2, u.key, 'completed'::pg_catalog.text"
-										 " FROM pg_catalog.unnest($3) AS u(key)");
-			if (statement == STATEMENT_BATCH_INSERT)
-				appendStringInfoString(&sql, " ON CONFLICT (scope, operation, key) DO NOTHING");
-			else
-			{
-				appendStringInfoString(&sql, " ON CONFLICT (scope, operation, key) DO UPDATE SET ");
-				for (int i = 0; i < KEY_NCOLUMNS; i++)
-					if (i == KEY_TOKEN)
-						appendStringInfoString(&sql, ", token = CASE WHEN k.token IS NOT NULL"
-													 " THEN pg_catalog.nextval('" IDEM_SCHEMA_NAME "." TOKEN_SEQUENCE "'::pg_catalog.regclass) END");
-					else
-						appendStringInfo(&sql, "%s%s = excluded.%s", i > 0 ? ", " : "",
-										 columns[i].name, columns[i].name);
-				appendStringInfoString(&sql, " WHERE " RECLAIMABLE("k", "$4"));
-			}
-			appendStringInfoString(&sql, " RETURNING k.key");
-			types[ntypes++] = TEXTOID;
-			types[ntypes++] = TEXTOID;
-			types[ntypes++] = TEXTARRAYOID;
-			types[ntypes++] = TIMESTAMPTZOID;
-			types[ntypes++] = TIMESTAMPTZOID;
-			break;
-		case STATEMENT_BATCH_LOOK:
-
-			/*
-			 * One probe of the index for each key. With "= ANY ($3)" a plan
-			 * made while the table was small compares every row of the
-			 * operation with every key. OFFSET 0 keeps the planner from
-			 * making another join of it.
-			 */
-			appendStringInfoString(&sql, "SELECT k.key, CASE WHEN k.hold_if_abandoned AND k.locked_until OPERATOR(pg_catalog.<=) $4"
-										 " THEN 'held'::pg_catalog.text ELSE k.status END, " RECLAIMABLE("k", "$4") " FROM pg_catalog.unnest($3) AS u(key) CROSS JOIN LATERAL"
-																													" (SELECT * FROM ONLY " QUALIFIED_TABLE " AS o"
-																													" WHERE o.scope OPERATOR(pg_catalog.=) $1"
-																													" AND o.operation OPERATOR(pg_catalog.=) $2"
-																													" AND o.key OPERATOR(pg_catalog.=) u.key OFFSET 0) AS k");
-			types[ntypes++] = TEXTOID;
-			types[ntypes++] = TEXTOID;
-			types[ntypes++] = TEXTARRAYOID;
-			types[ntypes++] = TIMESTAMPTZOID;
-			break;
-		case NSTATEMENTS:
-			pg_unreachable();
-	}
-
-	plan = SPI_prepare(sql.data, ntypes, types);
-	if (plan == NULL)
-		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
-	if (SPI_keepplan(plan) != 0)
-		elog(ERROR, "SPI_keepplan failed");
-	return plan;
-}
-
-/*
- * How the planner is held to the indexes. A plan is kept, and one that was made
- * while the table was small must still be good when it is large: no reading of
- * the whole table, and no sorting of all that has expired for one batch of it.
- */
-static const struct
-{
-	bool *setting;
-	bool pinned;
-} planner[] = {
-	{&enable_seqscan, false},
-	{&enable_bitmapscan, false},
-	{&enable_sort, false},
-	{&enable_indexscan, true},
-	{&enable_tidscan, true},
-};
-
-/*
- * Executes a statement as the owner of the table and returns the number of
- * rows it touched. What it returned is for "consume" to copy out.
- *
- * The planner's settings are the user's to change, and could turn a look-up
- * into a sequential scan or make every call plan anew. So they are pinned
- * while a plan of ours may be made. They are plain variables; saving and
- * restoring them costs nothing, where a nested GUC level would cost more than
- * the statement.
- *
- * Every transaction that writes a key is flushed to disk locally before it
- * becomes visible, even with synchronous_commit off: a claim that was
- * acknowledged and then lost in a crash would be given twice, with the same
- * token.
- */
-static uint64
-execute_with(KeyStatement statement, Datum *values, const char *nulls,
-			 void (*consume)(void *state), void *state)
-{
-	Relation table = open_table(RowExclusiveLock);
-	bool saved_planner[lengthof(planner)];
-	int saved_cache_mode = plan_cache_mode;
-	IdemIdentity before;
-	int result;
-	uint64 processed;
-
-	idem_become(&before, table->rd_rel->relowner);
-	for (int i = 0; i < (int) lengthof(planner); i++)
-		saved_planner[i] = *planner[i].setting;
-
-	PG_TRY();
-	{
-		for (int i = 0; i < (int) lengthof(planner); i++)
-			*planner[i].setting = planner[i].pinned;
-		plan_cache_mode = PLAN_CACHE_MODE_FORCE_GENERIC_PLAN;
-
-		if (planned_for != RelationGetRelid(table))
-		{
-			for (int i = 0; i < NSTATEMENTS; i++)
-			{
-				SPIPlanPtr stale = plans[i];
-
-				plans[i] = NULL;
-				if (stale != NULL)
-					SPI_freeplan(stale);
-			}
-			planned_for = RelationGetRelid(table);
-		}
-		if (plans[statement] == NULL)
-			plans[statement] = prepare(statement);
-		result = SPI_execute_plan(plans[statement], values, nulls, false, 0);
-	}
-	PG_FINALLY();
-	{
-		for (int i = 0; i < (int) lengthof(planner); i++)
-			*planner[i].setting = saved_planner[i];
-		plan_cache_mode = saved_cache_mode;
-	}
-	PG_END_TRY();
-
-	if (result < 0)
-		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(result));
-	processed = SPI_processed;
-	if (consume != NULL)
-		consume(state);
-	idem_unbecome(&before);
-	table_close(table, NoLock);
-	if (processed > 0 && result != SPI_OK_SELECT)
-		ForceSyncCommit();
-	return processed;
-}
-
-static Datum
-returned(uint64 row, int column)
-{
-	bool isnull;
-
-	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, &isnull);
-}
-
 static uint64
 execute(KeyStatement statement, Datum *values, const char *nulls)
 {
-	return execute_with(statement, values, nulls, NULL, NULL);
+	return idem_statement_execute(statement, values, nulls, NULL, NULL);
 }
 
 static void
@@ -765,8 +435,8 @@ is_key_violation(const ErrorData *error)
 static void
 insert(KeyRow *row)
 {
-	Datum values[MAX_PARAMETERS];
-	char nulls[MAX_PARAMETERS];
+	Datum values[STATEMENT_MAX_PARAMETERS];
+	char nulls[STATEMENT_MAX_PARAMETERS];
 	MemoryContext caller = CurrentMemoryContext;
 
 	row_parameters(row, values, nulls);
@@ -797,8 +467,8 @@ insert(KeyRow *row)
 bool
 idem_keys_insert_if_absent(KeyRow *row)
 {
-	Datum values[MAX_PARAMETERS];
-	char nulls[MAX_PARAMETERS];
+	Datum values[STATEMENT_MAX_PARAMETERS];
+	char nulls[STATEMENT_MAX_PARAMETERS];
 
 	row_parameters(row, values, nulls);
 	return execute(STATEMENT_INSERT_IF_ABSENT, values, nulls) == 1;
@@ -813,8 +483,8 @@ idem_keys_insert_if_absent(KeyRow *row)
 bool
 idem_keys_update(KeyRow *row, const KeyRow *old)
 {
-	Datum values[MAX_PARAMETERS];
-	char nulls[MAX_PARAMETERS];
+	Datum values[STATEMENT_MAX_PARAMETERS];
+	char nulls[STATEMENT_MAX_PARAMETERS];
 	int nversion;
 
 	row_parameters(row, values, nulls);
@@ -846,7 +516,7 @@ idem_keys_write(KeyRow *row, const KeyRow *old)
 bool
 idem_keys_delete(const KeyRow *old)
 {
-	Datum values[MAX_PARAMETERS];
+	Datum values[STATEMENT_MAX_PARAMETERS];
 
 	version_values(old, values);
 	return execute(STATEMENT_DELETE, values, NULL) == 1;
@@ -869,7 +539,7 @@ note_last_expiry(void *state)
 	TimestampTz *last = state;
 
 	for (uint64 i = 0; i < SPI_processed; i++)
-		*last = Max(*last, DatumGetTimestampTz(returned(i, 1)));
+		*last = Max(*last, DatumGetTimestampTz(idem_statement_value(i, 1)));
 }
 
 /*
@@ -885,7 +555,7 @@ idem_keys_delete_expired(TimestampTz *from, TimestampTz before, TimestampTz now,
 	Datum values[4] = {TimestampTzGetDatum(before), TimestampTzGetDatum(now),
 					   Int64GetDatum(max_rows), TimestampTzGetDatum(*from)};
 
-	return execute_with(STATEMENT_DELETE_EXPIRED, values, NULL, note_last_expiry, from);
+	return idem_statement_execute(STATEMENT_DELETE_EXPIRED, values, NULL, note_last_expiry, from);
 }
 
 /*
@@ -953,132 +623,8 @@ idem_keys_abandoned(text *operation, int64 max_rows, int64 seen)
 					   Int64GetDatum(seen)};
 	char nulls[4] = {operation == NULL ? 'n' : ' ', ' ', ' ', ' '};
 
-	execute_with(STATEMENT_ABANDONED, values, nulls, copy_identities, &result);
+	idem_statement_execute(STATEMENT_ABANDONED, values, nulls, copy_identities, &result);
 	return result.list;
-}
-
-/* A batch of keys in the order of the index, and what became of each. */
-typedef struct Batch
-{
-	Datum *keys;
-	int nkeys;
-	bool *first; /* written by this transaction */
-	bool *again; /* there, but to be replaced; or gone again */
-	bool undecided;
-	bool held;
-} Batch;
-
-static int
-compare_key(const void *a, const void *b)
-{
-	text *x = (text *) DatumGetPointer(*(const Datum *) a);
-	text *y = (text *) DatumGetPointer(*(const Datum *) b);
-	int lx = VARSIZE_ANY_EXHDR(x);
-	int ly = VARSIZE_ANY_EXHDR(y);
-	int order = memcmp(VARDATA_ANY(x), VARDATA_ANY(y), Min(lx, ly));
-
-	return order != 0 ? order : lx - ly;
-}
-
-static int
-position_of(const Batch *batch, Datum key)
-{
-	Datum *found = bsearch(&key, batch->keys, batch->nkeys, sizeof(Datum), compare_key);
-
-	if (found == NULL)
-		elog(ERROR, "unexpected key in batch");
-	return found - batch->keys;
-}
-
-static void
-mark_first(void *state)
-{
-	Batch *batch = state;
-
-	for (uint64 i = 0; i < SPI_processed; i++)
-		batch->first[position_of(batch, PointerGetDatum(DatumGetTextPP(returned(i, 1))))] = true;
-}
-
-static void
-judge_existing(void *state)
-{
-	Batch *batch = state;
-
-	for (uint64 i = 0; i < SPI_processed; i++)
-	{
-		int position = position_of(batch, PointerGetDatum(DatumGetTextPP(returned(i, 1))));
-		char *status = TextDatumGetCString(returned(i, 2));
-
-		if (DatumGetBool(returned(i, 3)))
-			continue;
-		batch->again[position] = false;
-		if (strcmp(status, status_names[KEY_HELD]) == 0)
-			batch->held = true;
-		else if (strcmp(status, status_names[KEY_COMPLETED]) != 0)
-			batch->undecided = true;
-	}
-}
-
-static ArrayType *
-chosen(const Batch *batch, const bool *choice, bool wanted, int *number)
-{
-	Datum *keys = palloc(sizeof(Datum) * batch->nkeys);
-
-	*number = 0;
-	for (int i = 0; i < batch->nkeys; i++)
-		if (choice[i] == wanted)
-			keys[(*number)++] = batch->keys[i];
-	return construct_array(keys, *number, TEXTOID, -1, false, TYPALIGN_INT);
-}
-
-/*
- * Inserts completed rows for keys that are sorted as the index is and
- * distinct, and says for each whether it is there for the first time. Takes
- * no key locks. Three statements: new keys; a look at those that were there
- * already; replacing what of these has expired or failed. Batches that overlap
- * meet in the same order in the first and in the last, and the rows of the two
- * are different, so they do not deadlock. What could not be replaced, because
- * somebody else got hold of it after our look, is looked at again: it may be
- * done now, or under a claim that is undecided.
- *
- * Errors: 40001 above READ COMMITTED; 55006 a claim is undecided; IK005.
- */
-void
-idem_keys_insert_batch(text *scope, text *operation, Datum *keys, int nkeys,
-					   TimestampTz now, TimestampTz expires_at, bool *first)
-{
-	Batch batch = {.keys = keys, .nkeys = nkeys, .first = first};
-	Datum values[5] = {PointerGetDatum(scope), PointerGetDatum(operation), (Datum) 0,
-					   TimestampTzGetDatum(now), TimestampTzGetDatum(expires_at)};
-	int left;
-
-	values[2] = PointerGetDatum(construct_array(keys, nkeys, TEXTOID, -1, false, TYPALIGN_INT));
-	if (execute_with(STATEMENT_BATCH_INSERT, values, NULL, mark_first, &batch) == (uint64) nkeys)
-		return;
-
-	batch.again = palloc(sizeof(bool) * nkeys);
-	for (int i = 0; i < nkeys; i++)
-		batch.again[i] = !first[i];
-	for (;;)
-	{
-		values[2] = PointerGetDatum(chosen(&batch, batch.again, true, &left));
-		execute_with(STATEMENT_BATCH_LOOK, values, NULL, judge_existing, &batch);
-		if (batch.held)
-			idem_report_held();
-		if (batch.undecided)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_IN_USE),
-					 errmsg("a claim on one of the keys is undecided"),
-					 errhint("Roll back and try the batch again later; use once() and claim() on different operations.")));
-
-		values[2] = PointerGetDatum(chosen(&batch, batch.again, true, &left));
-		if (left == 0 ||
-			execute_with(STATEMENT_BATCH_REPLACE, values, NULL, mark_first, &batch) == (uint64) left)
-			return;
-		for (int i = 0; i < nkeys; i++)
-			batch.again[i] = batch.again[i] && !first[i];
-		CHECK_FOR_INTERRUPTS();
-	}
 }
 
 /*
@@ -1087,7 +633,7 @@ idem_keys_insert_batch(text *scope, text *operation, Datum *keys, int nkeys,
 Oid
 idem_keys_owner(void)
 {
-	Relation table = open_table(AccessShareLock);
+	Relation table = idem_keys_open(AccessShareLock);
 	Oid owner = table->rd_rel->relowner;
 
 	table_close(table, NoLock);
@@ -1102,7 +648,7 @@ idem_keys_owner(void)
 int64
 idem_keys_next_token(const KeyRow *old)
 {
-	Oid sequence = relation_oid(TOKEN_SEQUENCE);
+	Oid sequence = relation_oid(IDEM_TOKEN_SEQUENCE);
 	int64 floor = 0;
 	int64 token = nextval_internal(sequence, false);
 
@@ -1110,7 +656,7 @@ idem_keys_next_token(const KeyRow *old)
 		floor = DatumGetInt64(old->values[KEY_TOKEN]);
 	if (token <= floor)
 	{
-		Relation table = open_table(AccessShareLock);
+		Relation table = idem_keys_open(AccessShareLock);
 		Oid saved_user;
 		int saved_context;
 
@@ -1164,10 +710,10 @@ idem_keys_copy_row(const KeyRow *row)
 	{
 		if (row->isnull[i])
 			continue;
-		if (columns[i].type == UUIDOID)
+		if (idem_key_columns[i].type == UUIDOID)
 			copy->values[i] = datumCopy(row->values[i], false, UUID_LEN);
-		else if (columns[i].type == TEXTOID || columns[i].type == BYTEAOID ||
-				 columns[i].type == JSONBOID)
+		else if (idem_key_columns[i].type == TEXTOID || idem_key_columns[i].type == BYTEAOID ||
+				 idem_key_columns[i].type == JSONBOID)
 			copy->values[i] = datumCopy(row->values[i], false, -1);
 	}
 	return copy;

@@ -74,12 +74,8 @@ compare_keys(const void *a, const void *b)
 {
 	const BatchKey *x = a;
 	const BatchKey *y = b;
-	int lx = VARSIZE_ANY_EXHDR(x->key);
-	int ly = VARSIZE_ANY_EXHDR(y->key);
-	int order = memcmp(VARDATA_ANY(x->key), VARDATA_ANY(y->key), Min(lx, ly));
+	int order = idem_batch_order(x->key, y->key);
 
-	if (order == 0)
-		order = lx - ly;
 	return order != 0 ? order : x->position - y->position;
 }
 
@@ -144,8 +140,8 @@ idempotency_once_batch(PG_FUNCTION_ARGS)
 	first = palloc0(sizeof(bool) * Max(ndistinct, 1));
 	now = GetCurrentTimestamp();
 	if (ndistinct > 0)
-		idem_keys_insert_batch(scope, operation, distinct, ndistinct, now,
-							   idem_time_after(now, ttl, "ttl"), first);
+		idem_batch_insert(scope, operation, distinct, ndistinct, now,
+						  idem_time_after(now, ttl, "ttl"), first);
 
 	answers = palloc0(sizeof(bool) * Max(nelements, 1));
 	for (int i = 0, d = -1; i < nelements; i++)

@@ -6,7 +6,7 @@
  *
  * The command is the caller's own: it runs with the caller's rights, search
  * path and security context. Nothing of ours is in force while it does, since
- * keys.c becomes the tables' owner only for the length of its own statements.
+ * statements.c becomes the tables' owner only for the length of its own statements.
  *
  *-------------------------------------------------------------------------
  */

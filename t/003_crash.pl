@@ -167,6 +167,14 @@ foreach my $synchronous_commit ('off', 'on')
 		is(replay_of($c, 'crash', 'op', $done), 'second', "$title: the response of one transaction is there");
 		is($c->ok("SELECT count(*) FROM effects WHERE key = '$done'")->value, 1, "$title: with its business row");
 
+		# A batch, which is written in its own way.
+		$c->ok("SET synchronous_commit = $synchronous_commit");
+		$c->ok('CHECKPOINT');
+		is($c->ok("SELECT first FROM idempotency.once_batch('crash', 'batch', ARRAY['$done'])")->value, 't', "$title: a batch is new");
+		crash($way, $c, $title);
+		$c = connect_when_up();
+		is($c->ok("SELECT first FROM idempotency.once_batch('crash', 'batch', ARRAY['$done'])")->value, 'f', "$title: and known afterwards");
+
 		# A takeover is a claim, too; and it outdates the token before it.
 		$c->ok("SET synchronous_commit = $synchronous_commit");
 		$c->ok('CHECKPOINT');

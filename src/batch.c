@@ -1,0 +1,369 @@
+/*-------------------------------------------------------------------------
+ *
+ * batch.c
+ *	  Many completed keys at once, for once_batch().
+ *
+ * No key locks are taken, since they would exhaust the server's lock table:
+ * the unique index decides. Keys are put in in the order of the index, and who
+ * meets one that another transaction is just putting in waits for it there,
+ * before going on to the next. So of two batches that overlap one is ahead at
+ * every common key, and they do not deadlock.
+ *
+ * INSERT ... ON CONFLICT DO NOTHING keeps to the same rules, but it looks for
+ * each key before it puts it in, by a descent of the index of its own, which is
+ * a third of its time (bench/README.md). Most batches hold nothing but new keys.
+ * So a key is put in here as ON CONFLICT does it, only without the look: a row is
+ * announced ("speculative insertion", execIndexing.c), its index entries are
+ * made, and if the unique index turns out to have the key, the row is taken back
+ * as if it had never been. That leaves a dead row behind, so from the first key
+ * that is there already, the rest of the batch is looked for.
+ *
+ * All that is done past SQL, so only where an INSERT would do no more than that;
+ * see is_plain(). Otherwise there is the INSERT.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "idempotency.h"
+
+#include "access/genam.h"
+#include "access/stratnum.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+/* A batch of distinct keys in the order of the index, and what became of each. */
+typedef struct Batch
+{
+	text *scope;
+	text *operation;
+	Datum *keys;
+	int nkeys;
+	TimestampTz now;
+	TimestampTz expires_at;
+	bool *first; /* put in by us */
+	bool *again; /* not put in: to be looked at */
+	bool undecided;
+	bool held;
+} Batch;
+
+/*
+ * The order of the primary key, whose columns have the collation "C".
+ */
+int
+idem_batch_order(const text *a, const text *b)
+{
+	int length_a = VARSIZE_ANY_EXHDR(a);
+	int length_b = VARSIZE_ANY_EXHDR(b);
+	int order = memcmp(VARDATA_ANY(a), VARDATA_ANY(b), Min(length_a, length_b));
+
+	return order != 0 ? order : length_a - length_b;
+}
+
+static int
+compare(const void *a, const void *b)
+{
+	return idem_batch_order((text *) DatumGetPointer(*(const Datum *) a),
+							(text *) DatumGetPointer(*(const Datum *) b));
+}
+
+/*----------
+ * New keys
+ *----------
+ */
+
+/*
+ * Searching the primary key's index for keys of the batch, with what is worth
+ * keeping from one search to the next. A dirty snapshot, because it shows what
+ * is undecided, and because a scan under it takes no predicate locks (see
+ * idem_keys_find()).
+ */
+typedef struct Search
+{
+	Relation table;
+	Relation index;
+	SnapshotData dirty;
+	TupleTableSlot *slot;
+	ScanKeyData keys[3];
+	IndexScanDesc scan;
+} Search;
+
+static void
+begin_search(Search *search, const Batch *batch)
+{
+	ScanKeyInit(&search->keys[0], 1, BTEqualStrategyNumber, F_TEXTEQ, PointerGetDatum(batch->scope));
+	ScanKeyInit(&search->keys[1], 2, BTEqualStrategyNumber, F_TEXTEQ, PointerGetDatum(batch->operation));
+	InitDirtySnapshot(search->dirty);
+	search->slot = table_slot_create(search->table, NULL);
+	search->scan = index_beginscan_compat(search->table, search->index, &search->dirty, 3);
+}
+
+static void
+end_search(Search *search)
+{
+	index_endscan(search->scan);
+	ExecDropSingleTupleTableSlot(search->slot);
+}
+
+/*
+ * Whether the table has a key. Waits while a running transaction is putting it
+ * in, replacing or deleting it, as check_exclusion_or_unique_constraint() in
+ * execIndexing.c does.
+ */
+static bool
+is_known(Search *search, Datum key)
+{
+	for (;;)
+	{
+		TransactionId rival;
+
+		ScanKeyInit(&search->keys[2], 3, BTEqualStrategyNumber, F_TEXTEQ, key);
+		index_rescan(search->scan, search->keys, 3, NULL, 0);
+		if (!index_getnext_slot(search->scan, ForwardScanDirection, search->slot))
+			return false;
+		rival = TransactionIdIsValid(search->dirty.xmin) ? search->dirty.xmin : search->dirty.xmax;
+		if (!TransactionIdIsValid(rival))
+			return true;
+
+		/* Let go of the index's page before falling asleep. */
+		index_rescan(search->scan, search->keys, 3, NULL, 0);
+		if (search->dirty.speculativeToken != 0)
+			SpeculativeInsertionWait(rival, search->dirty.speculativeToken);
+		else
+			XactLockTableWait(rival, search->table, &search->slot->tts_tid, XLTW_InsertIndex);
+	}
+}
+
+/*
+ * Puts in the row in the slot. False, and nothing is left of it: the unique
+ * index has another entry of its key, of a transaction that may be running.
+ */
+static bool
+insert_row(Relation table, ResultRelInfo *result, TupleTableSlot *slot, EState *estate)
+{
+	TransactionId xid = GetCurrentTransactionId();
+	bool conflict = false;
+	uint32 token;
+
+	if (RelationGetDescr(table)->constr != NULL)
+		ExecConstraints(result, slot, estate);
+	token = SpeculativeInsertionLockAcquire(xid);
+	table_tuple_insert_speculative(table, slot, estate->es_output_cid, 0, NULL, token);
+	list_free(ExecInsertIndexTuples_compat(result, slot, estate, true, &conflict));
+	table_tuple_complete_speculative(table, slot, token, !conflict);
+	SpeculativeInsertionLockRelease(xid);
+	ResetPerTupleExprContext(estate);
+	return !conflict;
+}
+
+/*
+ * Puts in what is not there, in the order of the keys, and says how many that
+ * were. What is there is noted in batch->again. The first key is looked for in
+ * any case: a batch that is delivered again leaves no dead row at all.
+ */
+static int
+insert_new(Batch *batch, Relation table)
+{
+	Search search = {.table = table};
+	EState *estate = CreateExecutorState();
+	ResultRelInfo *result = makeNode(ResultRelInfo);
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(table), &TTSOpsVirtual);
+	Datum completed = CStringGetTextDatum(idem_keys_status_name(KEY_COMPLETED));
+	KeyIdentity id = {batch->scope, batch->operation, NULL, 0};
+	KeyRow row;
+	bool met = false; /* a key that is there */
+	int inserted = 0;
+
+	idem_keys_init_row(&row, &id);
+	KeyRowSet(&row, KEY_CREATED_AT, TimestampTzGetDatum(batch->now));
+	KeyRowSet(&row, KEY_COMPLETED_AT, TimestampTzGetDatum(batch->now));
+	KeyRowSet(&row, KEY_EXPIRES_AT, TimestampTzGetDatum(batch->expires_at));
+	KeyRowSet(&row, KEY_ATTEMPT, Int32GetDatum(1));
+	KeyRowSet(&row, KEY_STATUS, completed);
+
+	estate->es_output_cid = GetCurrentCommandId(true);
+	InitResultRelInfo(result, table, 0, NULL, 0);
+	ExecOpenIndices(result, true);
+
+	search.index = index_open(RelationGetPrimaryKeyIndex_compat(table), RowExclusiveLock);
+	begin_search(&search, batch);
+	for (int i = 0; i < batch->nkeys; i++)
+	{
+		KeyRowSet(&row, KEY_KEY, batch->keys[i]);
+		for (;;)
+		{
+			CHECK_FOR_INTERRUPTS();
+			if ((met || i == 0) && is_known(&search, batch->keys[i]))
+			{
+				batch->again[i] = true;
+				met = true;
+				break;
+			}
+			ExecClearTuple(slot);
+			memcpy(slot->tts_values, row.values, sizeof(row.values));
+			memcpy(slot->tts_isnull, row.isnull, sizeof(row.isnull));
+			ExecStoreVirtualTuple(slot);
+			if (insert_row(table, result, slot, estate))
+			{
+				batch->first[i] = true;
+				inserted++;
+				break;
+			}
+			met = true;
+		}
+	}
+	end_search(&search);
+	index_close(search.index, NoLock);
+	ExecCloseIndices(result);
+	ExecDropSingleTupleTableSlot(slot);
+	FreeExecutorState(estate);
+	CommandCounterIncrement();
+	if (inserted > 0)
+		ForceSyncCommit();
+	return inserted;
+}
+
+/*
+ * Whether an INSERT into the table would do no more than insert_new() does.
+ */
+static bool
+is_plain(Relation table)
+{
+	return table->trigdesc == NULL && !table->rd_rel->relhasrules &&
+		RelationGetNumberOfAttributes(table) == KEY_NCOLUMNS;
+}
+
+/*----------
+ * Known keys
+ *----------
+ */
+
+static int
+position_of(const Batch *batch, Datum key)
+{
+	Datum *found = bsearch(&key, batch->keys, batch->nkeys, sizeof(Datum), compare);
+
+	if (found == NULL)
+		elog(ERROR, "unexpected key in batch");
+	return found - batch->keys;
+}
+
+static void
+mark_first(void *state)
+{
+	Batch *batch = state;
+
+	for (uint64 i = 0; i < SPI_processed; i++)
+		batch->first[position_of(batch, PointerGetDatum(DatumGetTextPP(idem_statement_value(i, 1))))] = true;
+}
+
+static void
+judge_existing(void *state)
+{
+	Batch *batch = state;
+
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		int position = position_of(batch, PointerGetDatum(DatumGetTextPP(idem_statement_value(i, 1))));
+		char *status = TextDatumGetCString(idem_statement_value(i, 2));
+
+		if (DatumGetBool(idem_statement_value(i, 3)))
+			continue;
+		batch->again[position] = false;
+		if (strcmp(status, idem_keys_status_name(KEY_HELD)) == 0)
+			batch->held = true;
+		else if (strcmp(status, idem_keys_status_name(KEY_COMPLETED)) != 0)
+			batch->undecided = true;
+	}
+}
+
+/*
+ * Executes one of the statements for a batch on the keys that are marked, and
+ * says how many of these it did not touch.
+ */
+static int
+execute(KeyStatement statement, Batch *batch, const bool *marked,
+		void (*consume)(void *state))
+{
+	Datum *keys = palloc(sizeof(Datum) * batch->nkeys);
+	Datum values[5] = {PointerGetDatum(batch->scope), PointerGetDatum(batch->operation), (Datum) 0,
+					   TimestampTzGetDatum(batch->now), TimestampTzGetDatum(batch->expires_at)};
+	int number = 0;
+
+	for (int i = 0; i < batch->nkeys; i++)
+		if (marked[i])
+			keys[number++] = batch->keys[i];
+	if (number == 0)
+		return 0;
+	values[2] = PointerGetDatum(construct_array(keys, number, TEXTOID, -1, false, TYPALIGN_INT));
+	return number - (int) idem_statement_execute(statement, values, NULL, consume, batch);
+}
+
+/*
+ * Puts in completed rows for keys that are distinct and sorted as
+ * idem_batch_order() says, and notes in "first" (all false) which are there for
+ * the first time.
+ *
+ * New keys first; then a look at those that were there already; then what of
+ * these has expired or failed is replaced. Batches that overlap meet in the same
+ * order in the first and in the last, and the rows of the two are different, so
+ * they do not deadlock. What could not be replaced, because somebody else got
+ * hold of it after our look, is looked at again: it may be done now, or under a
+ * claim that is undecided.
+ *
+ * Errors: 40001 above READ COMMITTED; 55006 a claim is undecided; IK005; 40P01
+ * a deadlock with others; 55000 the table is not as expected.
+ */
+void
+idem_batch_insert(text *scope, text *operation, Datum *keys, int nkeys,
+				  TimestampTz now, TimestampTz expires_at, bool *first)
+{
+	Batch batch = {.scope = scope, .operation = operation, .keys = keys, .nkeys = nkeys, .now = now, .expires_at = expires_at, .first = first};
+	Relation table = idem_keys_open(RowExclusiveLock);
+	IdemIdentity before;
+	int left;
+
+	batch.again = palloc0(sizeof(bool) * nkeys);
+	if (is_plain(table))
+	{
+		int inserted;
+
+		idem_become(&before, table->rd_rel->relowner);
+		inserted = insert_new(&batch, table);
+		idem_unbecome(&before);
+		left = nkeys - inserted;
+	}
+	else
+	{
+		memset(batch.again, true, nkeys);
+		left = execute(STATEMENT_BATCH_INSERT, &batch, batch.again, mark_first);
+		for (int i = 0; i < nkeys; i++)
+			batch.again[i] = !first[i];
+	}
+	table_close(table, NoLock);
+
+	while (left > 0)
+	{
+		(void) execute(STATEMENT_BATCH_LOOK, &batch, batch.again, judge_existing);
+		if (batch.held)
+			idem_report_held();
+		if (batch.undecided)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 errmsg("a claim on one of the keys is undecided"),
+					 errhint("Roll back and try the batch again later; use once() and claim() on different operations.")));
+
+		left = execute(STATEMENT_BATCH_REPLACE, &batch, batch.again, mark_first);
+		for (int i = 0; i < nkeys; i++)
+			batch.again[i] = batch.again[i] && !first[i];
+		CHECK_FOR_INTERRUPTS();
+	}
+}

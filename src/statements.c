@@ -1,0 +1,339 @@
+/*-------------------------------------------------------------------------
+ *
+ * statements.c
+ *	  The SQL that writes rows of idempotency_keys: its text, its plans, and
+ *	  how it is executed. Only keys.c and batch.c use it.
+ *
+ * Plans are prepared once per connection and kept, and run with the rights of
+ * the table's owner (as ri_triggers.c does it), so the caller needs no more
+ * than EXECUTE. Every name, type and operator is qualified.
+ *
+ * There is one statement to insert a row, one to replace a version of it and
+ * one to delete it. The latter two find the version by its ctid, without
+ * touching an index page, and repeat what was decided on, so that they miss if
+ * it has changed. The others deal with many rows at once.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "idempotency.h"
+
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "lib/stringinfo.h"
+#include "optimizer/cost.h"
+#include "utils/plancache.h"
+#include "utils/rel.h"
+
+/* Plans, for as long as the table is the same. */
+static Oid planned_for = InvalidOid;
+static SPIPlanPtr plans[NSTATEMENTS];
+
+/*
+ * Which rows clean-up may take; see idem_keys_expired(). $1 is the moment
+ * before which they have expired, $2 the present.
+ */
+#define EXPIRED(alias) \
+	alias ".expires_at OPERATOR(pg_catalog.<=) $1 AND (" alias ".status OPERATOR(pg_catalog.=) 'completed'::pg_catalog.text OR " alias ".status OPERATOR(pg_catalog.=) 'failed'::pg_catalog.text OR (" alias ".status OPERATOR(pg_catalog.=) 'in_progress'::pg_catalog.text AND " alias ".locked_until OPERATOR(pg_catalog.<=) $2 AND " alias ".hold_if_abandoned IS NOT TRUE))"
+
+/* Which rows the next claim gets without asking anybody, as of a moment. */
+#define RECLAIMABLE(alias, now) \
+	"((" alias ".expires_at OPERATOR(pg_catalog.<=) " now " AND (" alias ".status OPERATOR(pg_catalog.=) 'completed'::pg_catalog.text OR (" alias ".status OPERATOR(pg_catalog.=) 'in_progress'::pg_catalog.text AND " alias ".locked_until OPERATOR(pg_catalog.<=) " now " AND " alias ".hold_if_abandoned IS NOT TRUE))) OR (" alias ".status OPERATOR(pg_catalog.=) 'failed'::pg_catalog.text AND (" alias ".locked_until IS NULL OR " alias ".locked_until OPERATOR(pg_catalog.<=) " now ")))"
+
+/* What a redacted row no longer has. */
+#define REDACTED                                                            \
+	"response_headers = NULL, response_body = NULL, response_bytes = NULL," \
+	" state = NULL, last_error = NULL"
+
+#define QUALIFIED_TABLE IDEM_SCHEMA_NAME "." IDEM_KEYS_TABLE
+
+/*
+ * A version as it was read: position, and what decisions are based on. The
+ * latter matters when a concurrent change makes the server look at the newest
+ * version of the row instead.
+ */
+static void
+append_version(StringInfo sql, int first)
+{
+	appendStringInfo(sql, " WHERE k.ctid OPERATOR(pg_catalog.=) $%d"
+						  " AND k.expires_at OPERATOR(pg_catalog.=) $%d"
+						  " AND k.status OPERATOR(pg_catalog.=) $%d"
+						  " AND COALESCE(k.token, 0) OPERATOR(pg_catalog.=) $%d",
+					 first, first + 1, first + 2, first + 3);
+}
+
+/*
+ * Types of these; their values are in keys.c, version_values().
+ */
+static int
+version_types(Oid *types)
+{
+	types[0] = TIDOID;
+	types[1] = TIMESTAMPTZOID;
+	types[2] = TEXTOID;
+	types[3] = INT8OID;
+	return 4;
+}
+
+static SPIPlanPtr
+prepare(KeyStatement statement)
+{
+	StringInfoData sql;
+	Oid types[STATEMENT_MAX_PARAMETERS];
+	int ntypes = 0;
+	SPIPlanPtr plan;
+
+	initStringInfo(&sql);
+	switch (statement)
+	{
+		case STATEMENT_INSERT:
+		case STATEMENT_INSERT_IF_ABSENT:
+			appendStringInfoString(&sql, "INSERT INTO " QUALIFIED_TABLE " (");
+			for (int i = 0; i < KEY_NCOLUMNS; i++)
+				appendStringInfo(&sql, "%s%s", i > 0 ? ", " : "", idem_key_columns[i].name);
+			appendStringInfoString(&sql, ") VALUES (");
+			for (int i = 0; i < KEY_NCOLUMNS; i++)
+			{
+				appendStringInfo(&sql, "%s$%d", i > 0 ? ", " : "", i + 1);
+				types[ntypes++] = idem_key_columns[i].type;
+			}
+			appendStringInfoChar(&sql, ')');
+			if (statement == STATEMENT_INSERT_IF_ABSENT)
+				appendStringInfoString(&sql, " ON CONFLICT (scope, operation, key) DO NOTHING");
+			break;
+		case STATEMENT_UPDATE:
+			appendStringInfoString(&sql, "UPDATE ONLY " QUALIFIED_TABLE " AS k SET ");
+			for (int i = 0; i < KEY_NCOLUMNS; i++)
+			{
+				appendStringInfo(&sql, "%s%s = $%d", i > 0 ? ", " : "",
+								 idem_key_columns[i].name, i + 1);
+				types[ntypes++] = idem_key_columns[i].type;
+			}
+			append_version(&sql, ntypes + 1);
+			ntypes += version_types(types + ntypes);
+			break;
+		case STATEMENT_DELETE:
+			appendStringInfoString(&sql, "DELETE FROM ONLY " QUALIFIED_TABLE " AS k");
+			append_version(&sql, 1);
+			ntypes = version_types(types);
+			break;
+		case STATEMENT_DELETE_SCOPE:
+			appendStringInfoString(&sql, "DELETE FROM " QUALIFIED_TABLE " AS k"
+										 " WHERE k.scope OPERATOR(pg_catalog.=) $1"
+										 " AND ($2 OR k.status OPERATOR(pg_catalog.=) 'completed'::pg_catalog.text"
+										 " OR k.status OPERATOR(pg_catalog.=) 'failed'::pg_catalog.text)");
+			types[ntypes++] = TEXTOID;
+			types[ntypes++] = BOOLOID;
+			break;
+		case STATEMENT_DELETE_EXPIRED:
+
+			/*
+			 * The condition is repeated outside: a row that was taken over
+			 * between the two looks is judged by its last version. $4 is where
+			 * the batch before this one ended: the index still has an entry for
+			 * what that deleted, and while any snapshot is older, each of them
+			 * would have to be looked at again.
+			 */
+			appendStringInfoString(&sql, "DELETE FROM ONLY " QUALIFIED_TABLE " AS k"
+										 " WHERE k.ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+										 "SELECT c.ctid FROM ONLY " QUALIFIED_TABLE " AS c"
+										 " WHERE " EXPIRED("c") " AND c.expires_at OPERATOR(pg_catalog.>=) $4 ORDER BY c.expires_at LIMIT $3 FOR UPDATE SKIP LOCKED))"
+																" AND " EXPIRED("k") " RETURNING k.expires_at");
+			types[ntypes++] = TIMESTAMPTZOID;
+			types[ntypes++] = TIMESTAMPTZOID;
+			types[ntypes++] = INT8OID;
+			types[ntypes++] = TIMESTAMPTZOID;
+			break;
+		case STATEMENT_REDACT_DUE:
+			appendStringInfoString(&sql, "UPDATE ONLY " QUALIFIED_TABLE " AS k SET " REDACTED ", redacted_at = $1, response_expires_at = NULL"
+										 " WHERE k.ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
+										 "SELECT c.ctid FROM ONLY " QUALIFIED_TABLE " AS c"
+										 " WHERE c.response_expires_at OPERATOR(pg_catalog.<=) $1"
+										 " ORDER BY c.response_expires_at LIMIT $2 FOR UPDATE SKIP LOCKED))"
+										 " AND k.response_expires_at OPERATOR(pg_catalog.<=) $1");
+			types[ntypes++] = TIMESTAMPTZOID;
+			types[ntypes++] = INT8OID;
+			break;
+		case STATEMENT_REDACT_SCOPE:
+			appendStringInfoString(&sql, "UPDATE ONLY " QUALIFIED_TABLE " AS k SET " REDACTED ", redacted_at = $2, response_expires_at = NULL"
+										 " WHERE k.scope OPERATOR(pg_catalog.=) $1 AND k.redacted_at IS NULL"
+										 " AND (k.status OPERATOR(pg_catalog.=) 'completed'::pg_catalog.text"
+										 " OR k.status OPERATOR(pg_catalog.=) 'failed'::pg_catalog.text)");
+			types[ntypes++] = TEXTOID;
+			types[ntypes++] = TIMESTAMPTZOID;
+			break;
+		case STATEMENT_ABANDONED:
+			appendStringInfoString(&sql, "SELECT k.scope, k.operation, k.key FROM ONLY " QUALIFIED_TABLE " AS k"
+										 " WHERE k.status OPERATOR(pg_catalog.=) 'in_progress'::pg_catalog.text"
+										 " AND ($1 IS NULL OR k.operation OPERATOR(pg_catalog.=) $1)"
+										 " AND k.locked_until OPERATOR(pg_catalog.<=) $2"
+										 " AND k.expires_at OPERATOR(pg_catalog.>) $2"
+										 " AND k.hold_if_abandoned IS NOT TRUE"
+										 " ORDER BY k.locked_until LIMIT $3 OFFSET $4");
+			types[ntypes++] = TEXTOID;
+			types[ntypes++] = TIMESTAMPTZOID;
+			types[ntypes++] = INT8OID;
+			types[ntypes++] = INT8OID;
+			break;
+		case STATEMENT_BATCH_INSERT:
+		case STATEMENT_BATCH_REPLACE:
+
+			/*
+			 * The array comes in the order of the index and is inserted in
+			 * that order: so overlapping batches meet in the same order.
+			 */
+			appendStringInfoString(&sql, "INSERT INTO " QUALIFIED_TABLE " AS k"
+										 " (created_at, expires_at, completed_at, attempt, scope, operation, key, status)"
+										 " SELECT $4, $5, $4, 1, $1, $2, u.key, 'completed'::pg_catalog.text"
+										 " FROM pg_catalog.unnest($3) AS u(key)");
+			if (statement == STATEMENT_BATCH_INSERT)
+				appendStringInfoString(&sql, " ON CONFLICT (scope, operation, key) DO NOTHING");
+			else
+			{
+				appendStringInfoString(&sql, " ON CONFLICT (scope, operation, key) DO UPDATE SET ");
+				for (int i = 0; i < KEY_NCOLUMNS; i++)
+					if (i == KEY_TOKEN)
+						appendStringInfoString(&sql, ", token = CASE WHEN k.token IS NOT NULL"
+													 " THEN pg_catalog.nextval('" IDEM_SCHEMA_NAME "." IDEM_TOKEN_SEQUENCE "'::pg_catalog.regclass) END");
+					else
+						appendStringInfo(&sql, "%s%s = excluded.%s", i > 0 ? ", " : "",
+										 idem_key_columns[i].name, idem_key_columns[i].name);
+				appendStringInfoString(&sql, " WHERE " RECLAIMABLE("k", "$4"));
+			}
+			appendStringInfoString(&sql, " RETURNING k.key");
+			types[ntypes++] = TEXTOID;
+			types[ntypes++] = TEXTOID;
+			types[ntypes++] = TEXTARRAYOID;
+			types[ntypes++] = TIMESTAMPTZOID;
+			types[ntypes++] = TIMESTAMPTZOID;
+			break;
+		case STATEMENT_BATCH_LOOK:
+
+			/*
+			 * One probe of the index for each key. With "= ANY ($3)" a plan
+			 * made while the table was small compares every row of the
+			 * operation with every key. OFFSET 0 keeps the planner from
+			 * making another join of it.
+			 */
+			appendStringInfoString(&sql, "SELECT k.key, CASE WHEN k.hold_if_abandoned AND k.locked_until OPERATOR(pg_catalog.<=) $4"
+										 " THEN 'held'::pg_catalog.text ELSE k.status END, " RECLAIMABLE("k", "$4") " FROM pg_catalog.unnest($3) AS u(key) CROSS JOIN LATERAL"
+																													" (SELECT * FROM ONLY " QUALIFIED_TABLE " AS o"
+																													" WHERE o.scope OPERATOR(pg_catalog.=) $1"
+																													" AND o.operation OPERATOR(pg_catalog.=) $2"
+																													" AND o.key OPERATOR(pg_catalog.=) u.key OFFSET 0) AS k");
+			types[ntypes++] = TEXTOID;
+			types[ntypes++] = TEXTOID;
+			types[ntypes++] = TEXTARRAYOID;
+			types[ntypes++] = TIMESTAMPTZOID;
+			break;
+		case NSTATEMENTS:
+			pg_unreachable();
+	}
+
+	plan = SPI_prepare(sql.data, ntypes, types);
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+	if (SPI_keepplan(plan) != 0)
+		elog(ERROR, "SPI_keepplan failed");
+	return plan;
+}
+
+/*
+ * How the planner is held to the indexes. A plan is kept, and one that was made
+ * while the table was small must still be good when it is large: no reading of
+ * the whole table, and no sorting of all that has expired for one batch of it.
+ */
+static const struct
+{
+	bool *setting;
+	bool pinned;
+} planner[] = {
+	{&enable_seqscan, false},
+	{&enable_bitmapscan, false},
+	{&enable_sort, false},
+	{&enable_indexscan, true},
+	{&enable_tidscan, true},
+};
+
+/*
+ * Executes a statement as the owner of the table and returns the number of
+ * rows it touched. What it returned is for "consume", or NULL, to copy out.
+ *
+ * The planner's settings are the user's to change, and could turn a look-up
+ * into a sequential scan or make every call plan anew. So they are pinned
+ * while a plan of ours may be made. They are plain variables; saving and
+ * restoring them costs nothing, where a nested GUC level would cost more than
+ * the statement.
+ *
+ * Every transaction that writes a key is flushed to disk locally before it
+ * becomes visible, even with synchronous_commit off: a claim that was
+ * acknowledged and then lost in a crash would be given twice, with the same
+ * token.
+ */
+uint64
+idem_statement_execute(KeyStatement statement, Datum *values, const char *nulls,
+					   void (*consume)(void *state), void *state)
+{
+	Relation table = idem_keys_open(RowExclusiveLock);
+	bool saved_planner[lengthof(planner)];
+	int saved_cache_mode = plan_cache_mode;
+	IdemIdentity before;
+	int result;
+	uint64 processed;
+
+	idem_become(&before, table->rd_rel->relowner);
+	for (int i = 0; i < (int) lengthof(planner); i++)
+		saved_planner[i] = *planner[i].setting;
+
+	PG_TRY();
+	{
+		for (int i = 0; i < (int) lengthof(planner); i++)
+			*planner[i].setting = planner[i].pinned;
+		plan_cache_mode = PLAN_CACHE_MODE_FORCE_GENERIC_PLAN;
+
+		if (planned_for != RelationGetRelid(table))
+		{
+			for (int i = 0; i < NSTATEMENTS; i++)
+			{
+				SPIPlanPtr stale = plans[i];
+
+				plans[i] = NULL;
+				if (stale != NULL)
+					SPI_freeplan(stale);
+			}
+			planned_for = RelationGetRelid(table);
+		}
+		if (plans[statement] == NULL)
+			plans[statement] = prepare(statement);
+		result = SPI_execute_plan(plans[statement], values, nulls, false, 0);
+	}
+	PG_FINALLY();
+	{
+		for (int i = 0; i < (int) lengthof(planner); i++)
+			*planner[i].setting = saved_planner[i];
+		plan_cache_mode = saved_cache_mode;
+	}
+	PG_END_TRY();
+
+	if (result < 0)
+		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(result));
+	processed = SPI_processed;
+	if (consume != NULL)
+		consume(state);
+	idem_unbecome(&before);
+	table_close(table, NoLock);
+	if (processed > 0 && result != SPI_OK_SELECT)
+		ForceSyncCommit();
+	return processed;
+}
+
+/*
+ * A value of a row that a statement returned, to be copied by "consume".
+ */
+Datum
+idem_statement_value(uint64 row, int column)
+{
+	bool isnull;
+
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, &isnull);
+}
