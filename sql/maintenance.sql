@@ -69,6 +69,17 @@ SELECT idempotency.cleanup();
 SELECT pg_stat_force_next_flush();
 SELECT idx_tup_read - :before BETWEEN 30000 AND 35000 AS read_once FROM pg_stat_user_indexes WHERE indexrelid = 'idempotency.idempotency_keys_expires_at_idx'::regclass;
 
+-- Nor the responses that it has removed.
+INSERT INTO idempotency.idempotency_keys (created_at, expires_at, completed_at, response_expires_at, attempt, scope, operation, key, status, response_body)
+SELECT now() - interval '2 days', now() + interval '1 day', now(), now() - interval '1 day' + g * interval '1 ms', 1, 'maintenance', 'op', 'body ' || g, 'completed', 'body'
+FROM generate_series(1, 3000) AS g;
+SELECT pg_stat_force_next_flush();
+SELECT idx_tup_read AS before FROM pg_stat_user_indexes WHERE indexrelid = 'idempotency.idempotency_keys_response_expires_at_idx'::regclass \gset
+CALL idempotency.maintain();
+SELECT pg_stat_force_next_flush();
+SELECT idx_tup_read - :before BETWEEN 3000 AND 4000 AS read_once FROM pg_stat_user_indexes WHERE indexrelid = 'idempotency.idempotency_keys_response_expires_at_idx'::regclass;
+SELECT count(*), count(response_body) AS bodies FROM idempotency.idempotency_keys WHERE scope = 'maintenance' AND key LIKE 'body%';
+
 -- Where nothing can be committed, maintain() says so. It is the block that
 -- matters, not who calls.
 BEGIN;

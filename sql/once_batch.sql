@@ -119,14 +119,20 @@ SELECT * FROM pg_temp.written();
 
 -- What an administrator has hung on the table is heeded, as for every other call.
 CREATE FUNCTION pg_temp.batch_and_call(hung text) RETURNS TABLE (key text, first boolean, note text) LANGUAGE plpgsql AS $$
+DECLARE
+	called text := 'once_batch';
+	detail text;
 BEGIN
 	EXECUTE hung;
 	PERFORM idempotency.once_batch('once_batch', 'hung', ARRAY['new', 'known']);
+	called := 'once';
 	PERFORM idempotency.once('once_batch', 'hung', 'single');
 	RETURN QUERY SELECT k.key, o.first, to_jsonb(k) ->> 'note' FROM idempotency.idempotency_keys AS k LEFT JOIN idempotency.once_batch('once_batch', 'hung', ARRAY['known', 'new', 'single']) AS o ON o.key = k.key
 		WHERE k.scope = 'once_batch' AND k.operation = 'hung' ORDER BY k.key;
-EXCEPTION WHEN check_violation OR feature_not_supported THEN
+EXCEPTION WHEN integrity_constraint_violation OR feature_not_supported OR generated_always THEN
+	GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL;
 	key := SQLSTATE;
+	note := concat_ws(': ', called, nullif(detail, ''));
 	RETURN NEXT;
 END $$;
 CREATE FUNCTION pg_temp.annotate() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.note := 'by a trigger'; RETURN NEW; END $$;
@@ -140,10 +146,33 @@ BEGIN;
 SELECT * FROM pg_temp.batch_and_call($$ ALTER TABLE idempotency.idempotency_keys ADD region text NOT NULL DEFAULT 'here' $$);
 ROLLBACK;
 BEGIN;
+SELECT * FROM pg_temp.batch_and_call($$ ALTER TABLE idempotency.idempotency_keys ADD region text $$);
+ROLLBACK;
+BEGIN;
+SELECT * FROM pg_temp.batch_and_call($$ ALTER TABLE idempotency.idempotency_keys ADD region text;
+	UPDATE idempotency.idempotency_keys SET region = 'there'; ALTER TABLE idempotency.idempotency_keys ALTER region SET NOT NULL $$);
+ROLLBACK;
+BEGIN;
 SELECT * FROM pg_temp.batch_and_call($$ ALTER TABLE idempotency.idempotency_keys ADD CHECK (key <> 'known') NOT VALID $$);
 ROLLBACK;
 BEGIN;
 SELECT * FROM pg_temp.batch_and_call($$ CREATE INDEX ON idempotency.idempotency_keys ((upper(note))) WHERE scope = 'once_batch' $$);
+ROLLBACK;
+-- A constraint that is not the key's is not taken for it, and shows no key.
+BEGIN;
+SELECT * FROM pg_temp.batch_and_call($$ CREATE UNIQUE INDEX ON idempotency.idempotency_keys ((left(key, 0))) WHERE scope = 'once_batch' AND operation = 'hung' $$);
+ROLLBACK;
+BEGIN;
+SELECT * FROM pg_temp.batch_and_call($$ ALTER TABLE idempotency.idempotency_keys ADD EXCLUDE USING btree (scope WITH =) WHERE (scope = 'once_batch' AND operation = 'hung') $$);
+ROLLBACK;
+BEGIN;
+SELECT * FROM pg_temp.batch_and_call($$ UPDATE idempotency.idempotency_keys SET note = ''; ALTER TABLE idempotency.idempotency_keys ALTER note SET NOT NULL $$);
+ROLLBACK;
+BEGIN;
+SELECT * FROM pg_temp.batch_and_call($$ ALTER TABLE idempotency.idempotency_keys ALTER attempt ADD GENERATED ALWAYS AS IDENTITY $$);
+ROLLBACK;
+BEGIN;
+SELECT * FROM pg_temp.batch_and_call($$ ALTER TABLE idempotency.idempotency_keys ALTER note SET DEFAULT 'by default' $$);
 ROLLBACK;
 
 -- Bad input.

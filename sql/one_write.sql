@@ -122,5 +122,13 @@ SELECT pg_temp.completed_after($$ INSERT INTO idempotency.idempotency_keys (scop
 SELECT pg_temp.completed_after($$ CREATE UNIQUE INDEX added ON idempotency.idempotency_keys ((status::text)) WHERE scope = 'one_write' AND operation = 'raced';
 	INSERT INTO idempotency.idempotency_keys (scope, operation, key, status, attempt, created_at, completed_at, expires_at)
 	VALUES ('one_write', 'raced', 'other', 'completed', 1, now(), now(), now() + '1 hour') $$);
+-- The primary key is known by what it is on, not by its name.
+SELECT pg_temp.completed_after($$ ALTER TABLE idempotency.idempotency_keys RENAME CONSTRAINT idempotency_keys_pkey TO renamed;
+	INSERT INTO idempotency.idempotency_keys (scope, operation, key, status, attempt, created_at, completed_at, expires_at)
+	VALUES ('one_write', 'raced', 'secret', 'completed', 1, now(), now(), now() + '1 hour') $$);
+-- Any other constraint is named, but the row is not shown.
+SELECT pg_temp.completed_after($$ ALTER TABLE idempotency.idempotency_keys ADD CONSTRAINT added CHECK (scope <> 'one_write') NOT VALID $$);
 SELECT pg_temp.completed_after('SELECT 1');
 SELECT idempotency.forget('one_write', 'raced', 'secret');
+-- Without the primary key nothing goes on.
+SELECT pg_temp.completed_after('ALTER TABLE idempotency.idempotency_keys DROP CONSTRAINT idempotency_keys_pkey');

@@ -143,6 +143,36 @@ is_known(Search *search, Datum key)
 }
 
 /*
+ * Whether an INSERT of such a row into the table would do no more than put it
+ * there and make its index entries, and could meet another row in the primary
+ * key alone. The indexes are those that are open, not what the catalog says by
+ * now: one may be made or rebuilt concurrently.
+ */
+static bool
+is_plain(Relation table, const ResultRelInfo *result, const KeyRow *row)
+{
+	TupleDesc desc = RelationGetDescr(table);
+	Oid primary_key = RelationGetPrimaryKeyIndex_compat(table);
+
+	if (table->trigdesc != NULL || table->rd_rel->relhasrules ||
+		table->rd_rel->relispartition)
+		return false;
+	if (desc->constr != NULL &&
+		(desc->constr->num_check > 0 || desc->constr->num_defval > 0))
+		return false;
+	for (int i = 0; i < desc->natts; i++)
+		if (TupleDescAttr(desc, i)->attidentity != '\0' ||
+			(TupleDescAttr(desc, i)->attnotnull && (i >= KEY_NCOLUMNS || row->isnull[i])))
+			return false;
+	for (int i = 0; i < result->ri_NumIndices; i++)
+		if (result->ri_IndexRelationInfo[i]->ii_ExclusionOps != NULL ||
+			(result->ri_IndexRelationInfo[i]->ii_Unique &&
+			 RelationGetRelid(result->ri_IndexRelationDescs[i]) != primary_key))
+			return false;
+	return true;
+}
+
+/*
  * Puts in the row in the slot. False, and nothing is left of it: the unique
  * index has another entry of its key, of a transaction that may be running.
  */
@@ -153,8 +183,6 @@ insert_row(Relation table, ResultRelInfo *result, TupleTableSlot *slot, EState *
 	bool conflict = false;
 	uint32 token;
 
-	if (RelationGetDescr(table)->constr != NULL)
-		ExecConstraints(result, slot, estate);
 	token = SpeculativeInsertionLockAcquire(xid);
 	table_tuple_insert_speculative(table, slot, estate->es_output_cid, 0, NULL, token);
 	list_free(ExecInsertIndexTuples_compat(result, slot, estate, true, &conflict));
@@ -165,37 +193,38 @@ insert_row(Relation table, ResultRelInfo *result, TupleTableSlot *slot, EState *
 }
 
 /*
- * Puts in what is not there, in the order of the keys, and says how many that
- * were. What is there is noted in batch->again. The first key is looked for in
- * any case: a batch that is delivered again leaves no dead row at all.
+ * Puts in what is not there, in the order of the keys; the rest is noted in
+ * batch->again. The first key is looked for in any case: a batch that is
+ * delivered again leaves no dead row at all. False, and nothing is done, if the
+ * table is not plain.
  */
-static int
+static bool
 insert_new(Batch *batch, Relation table)
 {
 	Search search = {.table = table};
 	EState *estate = CreateExecutorState();
 	ResultRelInfo *result = makeNode(ResultRelInfo);
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(table), &TTSOpsVirtual);
-	Datum completed = CStringGetTextDatum(idem_keys_status_name(KEY_COMPLETED));
 	KeyIdentity id = {batch->scope, batch->operation, NULL, 0};
 	KeyRow row;
 	bool met = false; /* a key that is there */
-	int inserted = 0;
+	bool plain;
 
 	idem_keys_init_row(&row, &id);
 	KeyRowSet(&row, KEY_CREATED_AT, TimestampTzGetDatum(batch->now));
 	KeyRowSet(&row, KEY_COMPLETED_AT, TimestampTzGetDatum(batch->now));
 	KeyRowSet(&row, KEY_EXPIRES_AT, TimestampTzGetDatum(batch->expires_at));
 	KeyRowSet(&row, KEY_ATTEMPT, Int32GetDatum(1));
-	KeyRowSet(&row, KEY_STATUS, completed);
+	KeyRowSet(&row, KEY_KEY, batch->keys[0]);
+	KeyRowSet(&row, KEY_STATUS, CStringGetTextDatum(idem_keys_status_name(KEY_COMPLETED)));
 
 	estate->es_output_cid = GetCurrentCommandId(true);
 	InitResultRelInfo(result, table, 0, NULL, 0);
 	ExecOpenIndices(result, true);
-
+	plain = is_plain(table, result, &row);
 	search.index = index_open(RelationGetPrimaryKeyIndex_compat(table), RowExclusiveLock);
 	begin_search(&search, batch);
-	for (int i = 0; i < batch->nkeys; i++)
+	for (int i = 0; plain && i < batch->nkeys; i++)
 	{
 		KeyRowSet(&row, KEY_KEY, batch->keys[i]);
 		for (;;)
@@ -207,14 +236,12 @@ insert_new(Batch *batch, Relation table)
 				met = true;
 				break;
 			}
-			ExecClearTuple(slot);
+			ExecStoreAllNullTuple(slot);
 			memcpy(slot->tts_values, row.values, sizeof(row.values));
 			memcpy(slot->tts_isnull, row.isnull, sizeof(row.isnull));
-			ExecStoreVirtualTuple(slot);
 			if (insert_row(table, result, slot, estate))
 			{
 				batch->first[i] = true;
-				inserted++;
 				break;
 			}
 			met = true;
@@ -226,19 +253,7 @@ insert_new(Batch *batch, Relation table)
 	ExecDropSingleTupleTableSlot(slot);
 	FreeExecutorState(estate);
 	CommandCounterIncrement();
-	if (inserted > 0)
-		ForceSyncCommit();
-	return inserted;
-}
-
-/*
- * Whether an INSERT into the table would do no more than insert_new() does.
- */
-static bool
-is_plain(Relation table)
-{
-	return table->trigdesc == NULL && !table->rd_rel->relhasrules &&
-		RelationGetNumberOfAttributes(table) == KEY_NCOLUMNS;
+	return plain;
 }
 
 /*----------
@@ -314,10 +329,11 @@ execute(KeyStatement statement, Batch *batch, const bool *marked,
  *
  * New keys first; then a look at those that were there already; then what of
  * these has expired or failed is replaced. Batches that overlap meet in the same
- * order in the first and in the last, and the rows of the two are different, so
- * they do not deadlock. What could not be replaced, because somebody else got
- * hold of it after our look, is looked at again: it may be done now, or under a
- * claim that is undecided.
+ * order in the first and in the last. A key can change from one to the other if
+ * clean-up or forget() removes it in between; that, and more than one batch in a
+ * transaction, can end in a deadlock, which the server resolves. What could not
+ * be replaced, because somebody else got hold of it after our look, is looked at
+ * again: it may be done now, or under a claim that is undecided.
  *
  * Errors: 40001 above READ COMMITTED; 55006 a claim is undecided; IK005; 40P01
  * a deadlock with others; 55000 the table is not as expected.
@@ -329,26 +345,26 @@ idem_batch_insert(text *scope, text *operation, Datum *keys, int nkeys,
 	Batch batch = {.scope = scope, .operation = operation, .keys = keys, .nkeys = nkeys, .now = now, .expires_at = expires_at, .first = first};
 	Relation table = idem_keys_open(RowExclusiveLock);
 	IdemIdentity before;
-	int left;
+	bool done;
+	int left = 0;
 
 	batch.again = palloc0(sizeof(bool) * nkeys);
-	if (is_plain(table))
-	{
-		int inserted;
-
-		idem_become(&before, table->rd_rel->relowner);
-		inserted = insert_new(&batch, table);
-		idem_unbecome(&before);
-		left = nkeys - inserted;
-	}
-	else
+	idem_become(&before, table->rd_rel->relowner);
+	done = insert_new(&batch, table);
+	idem_unbecome(&before);
+	table_close(table, NoLock);
+	if (!done)
 	{
 		memset(batch.again, true, nkeys);
-		left = execute(STATEMENT_BATCH_INSERT, &batch, batch.again, mark_first);
-		for (int i = 0; i < nkeys; i++)
-			batch.again[i] = !first[i];
+		(void) execute(STATEMENT_BATCH_INSERT, &batch, batch.again, mark_first);
 	}
-	table_close(table, NoLock);
+	for (int i = 0; i < nkeys; i++)
+	{
+		batch.again[i] = !first[i];
+		left += batch.again[i];
+	}
+	if (left < nkeys)
+		ForceSyncCommit();
 
 	while (left > 0)
 	{

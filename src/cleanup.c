@@ -61,8 +61,8 @@ idem_cleanup_in_the_way(void)
 
 /*
  * One batch, in the current transaction, which is the caller's to commit.
- * Adds to what *cleanup says and returns whether more is left; *from, at first
- * DT_NOBEGIN, is how far the run has come.
+ * Adds to what *cleanup says and returns whether more is left; *progress, at first
+ * IDEM_NO_PROGRESS, is how far the run has come.
  *
  * It runs with the rights of the table's owner as a security-restricted
  * operation: whatever might hang on the table cannot use the rights of a
@@ -71,7 +71,7 @@ idem_cleanup_in_the_way(void)
  * Errors: 55000 the table is not as expected; any that deleting may raise.
  */
 bool
-idem_cleanup_batch(IdemCleanup *cleanup, TimestampTz *from)
+idem_cleanup_batch(IdemCleanup *cleanup, IdemProgress *progress)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	Oid user;
@@ -83,8 +83,8 @@ idem_cleanup_batch(IdemCleanup *cleanup, TimestampTz *from)
 	GetUserIdAndSecContext(&user, &context);
 	SetUserIdAndSecContext(idem_keys_owner(), context | SECURITY_RESTRICTED_OPERATION);
 	settings = NewGUCNestLevel();
-	deleted = idem_keys_delete_expired(from, now, now, idem_cleanup_batch_size);
-	redacted = idem_keys_redact_due(now, idem_cleanup_batch_size);
+	deleted = idem_keys_delete_expired(&progress->expired, now, now, idem_cleanup_batch_size);
+	redacted = idem_keys_redact_due(&progress->due, now, idem_cleanup_batch_size);
 	AtEOXact_GUC(false, settings);
 	SetUserIdAndSecContext(user, context);
 
@@ -202,7 +202,7 @@ Datum
 idempotency_maintain(PG_FUNCTION_ARGS)
 {
 	IdemCleanup cleanup = {0};
-	TimestampTz from = DT_NOBEGIN;
+	IdemProgress progress = IDEM_NO_PROGRESS;
 	bool more = true;
 
 	if (fcinfo->context == NULL || !IsA(fcinfo->context, CallContext) ||
@@ -219,7 +219,7 @@ idempotency_maintain(PG_FUNCTION_ARGS)
 	while (more)
 	{
 		PushActiveSnapshot(GetTransactionSnapshot());
-		more = !idem_cleanup_in_the_way() && idem_cleanup_batch(&cleanup, &from);
+		more = !idem_cleanup_in_the_way() && idem_cleanup_batch(&cleanup, &progress);
 		if (!more)
 			idem_cleanup_record(&cleanup, "maintain");
 		PopActiveSnapshot();

@@ -221,7 +221,7 @@ extern bool idem_keys_update(KeyRow *row, const KeyRow *old);
 extern void idem_keys_write(KeyRow *row, const KeyRow *old);
 extern bool idem_keys_delete(const KeyRow *old);
 extern uint64 idem_keys_delete_scope(text *scope, bool force);
-extern uint64 idem_keys_redact_due(TimestampTz now, int64 max_rows);
+extern uint64 idem_keys_redact_due(TimestampTz *from, TimestampTz now, int64 max_rows);
 extern Oid idem_keys_owner(void);
 extern List *idem_keys_abandoned(text *operation, int64 max_rows, int64 seen);
 extern uint64 idem_keys_redact_scope(text *scope);
@@ -467,8 +467,19 @@ extern void idem_wake_done(void);
 extern void idem_wake_waiters(uint64 hash);
 
 /* cleanup.c */
+typedef struct IdemProgress
+{
+	TimestampTz expired; /* keys that expired before are deleted */
+	TimestampTz due;     /* responses that were due before are removed */
+} IdemProgress;
+
+#define IDEM_NO_PROGRESS       \
+	{                          \
+		DT_NOBEGIN, DT_NOBEGIN \
+	}
+
 extern bool idem_cleanup_installed(void);
-extern bool idem_cleanup_batch(IdemCleanup *cleanup, TimestampTz *from);
+extern bool idem_cleanup_batch(IdemCleanup *cleanup, IdemProgress *progress);
 extern void idem_cleanup_record(IdemCleanup *cleanup, const char *by);
 extern bool idem_cleanup_in_the_way(void);
 

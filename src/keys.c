@@ -47,8 +47,6 @@
 #include "utils/snapmgr.h"
 
 
-#define KEYS_PRIMARY_KEY "idempotency_keys_pkey"
-
 /* Names and types of the columns, in the order of KeyColumn. */
 const KeyColumnInfo idem_key_columns[KEY_NCOLUMNS] = {
 	[KEY_CREATED_AT] = {"created_at", TIMESTAMPTZOID},
@@ -128,6 +126,12 @@ check_table(Relation table)
 				 errdetail("A crash would empty it, and requests would be executed again."),
 				 errhint("Run ALTER TABLE %s.%s SET LOGGED.",
 						 IDEM_SCHEMA_NAME, IDEM_KEYS_TABLE)));
+	if (!OidIsValid(RelationGetPrimaryKeyIndex_compat(table)))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table %s.%s has no primary key", IDEM_SCHEMA_NAME, IDEM_KEYS_TABLE),
+				 errdetail("Nothing would keep two requests with one key apart."),
+				 errhint("Put it back: PRIMARY KEY (scope, operation, key).")));
 	for (int i = 0; i < KEY_NCOLUMNS; i++)
 		if (i >= desc->natts ||
 			strcmp(NameStr(TupleDescAttr(desc, i)->attname), idem_key_columns[i].name) != 0 ||
@@ -406,20 +410,6 @@ row_parameters(KeyRow *row, Datum *values, char *nulls)
 }
 
 /*
- * Whether an error says that the table already has the key. A unique index
- * that an administrator added, or a trigger that writes elsewhere, has a name
- * of its own and is reported as it stands: a retry would not cure it.
- */
-static bool
-is_key_violation(const ErrorData *error)
-{
-	return error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION &&
-		error->schema_name != NULL && error->constraint_name != NULL &&
-		strcmp(error->schema_name, IDEM_SCHEMA_NAME) == 0 &&
-		strcmp(error->constraint_name, KEYS_PRIMARY_KEY) == 0;
-}
-
-/*
  * Puts a new row in. May wait for a transaction that is inserting or deleting
  * it without the lock.
  *
@@ -427,8 +417,7 @@ is_key_violation(const ErrorData *error)
  * CONFLICT would look for the key first, by a second descent of the index, and
  * announce and confirm the row in shared memory and in the WAL, which together
  * cost a seventh of the processor's time for a key (bench/README.md). To lose is
- * rare, and an error either way. But the server's own error shows the key in its
- * detail, so it is dropped here, before anybody sees it, and another raised.
+ * rare, and an error either way.
  *
  * Errors: 40001 somebody who took no lock has put the key in.
  */
@@ -437,26 +426,9 @@ insert(KeyRow *row)
 {
 	Datum values[STATEMENT_MAX_PARAMETERS];
 	char nulls[STATEMENT_MAX_PARAMETERS];
-	MemoryContext caller = CurrentMemoryContext;
 
 	row_parameters(row, values, nulls);
-	PG_TRY();
-	{
-		(void) execute(STATEMENT_INSERT, values, nulls);
-	}
-	PG_CATCH();
-	{
-		MemoryContext error_context = MemoryContextSwitchTo(caller);
-
-		if (!is_key_violation(CopyErrorData()))
-		{
-			MemoryContextSwitchTo(error_context);
-			PG_RE_THROW();
-		}
-		FlushErrorState();
-		idem_report_lost_race();
-	}
-	PG_END_TRY();
+	(void) execute(STATEMENT_INSERT, values, nulls);
 }
 
 /*
@@ -534,7 +506,7 @@ idem_keys_delete_scope(text *scope, bool force)
 }
 
 static void
-note_last_expiry(void *state)
+note_progress(void *state)
 {
 	TimestampTz *last = state;
 
@@ -555,18 +527,20 @@ idem_keys_delete_expired(TimestampTz *from, TimestampTz before, TimestampTz now,
 	Datum values[4] = {TimestampTzGetDatum(before), TimestampTzGetDatum(now),
 					   Int64GetDatum(max_rows), TimestampTzGetDatum(*from)};
 
-	return idem_statement_execute(STATEMENT_DELETE_EXPIRED, values, NULL, note_last_expiry, from);
+	return idem_statement_execute(STATEMENT_DELETE_EXPIRED, values, NULL, note_progress, from);
 }
 
 /*
- * Removes at most max_rows responses that are due to go before their keys.
+ * Removes at most max_rows responses that are due to go before their keys, the
+ * oldest first; *from as above, in the order in which they are due.
  */
 uint64
-idem_keys_redact_due(TimestampTz now, int64 max_rows)
+idem_keys_redact_due(TimestampTz *from, TimestampTz now, int64 max_rows)
 {
-	Datum values[2] = {TimestampTzGetDatum(now), Int64GetDatum(max_rows)};
+	Datum values[3] = {TimestampTzGetDatum(now), Int64GetDatum(max_rows),
+					   TimestampTzGetDatum(*from)};
 
-	return execute(STATEMENT_REDACT_DUE, values, NULL);
+	return idem_statement_execute(STATEMENT_REDACT_DUE, values, NULL, note_progress, from);
 }
 
 /*

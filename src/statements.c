@@ -17,13 +17,19 @@
  */
 #include "idempotency.h"
 
+#include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_index.h"
 #include "catalog/pg_type.h"
+#include "jit/jit.h"
 #include "lib/stringinfo.h"
 #include "optimizer/cost.h"
+#include "utils/lsyscache.h"
 #include "utils/plancache.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 
 /* Plans, for as long as the table is the same. */
 static Oid planned_for = InvalidOid;
@@ -145,14 +151,18 @@ prepare(KeyStatement statement)
 			types[ntypes++] = TIMESTAMPTZOID;
 			break;
 		case STATEMENT_REDACT_DUE:
+
+			/* $3 is where the batch before this one ended, as above. */
 			appendStringInfoString(&sql, "UPDATE ONLY " QUALIFIED_TABLE " AS k SET " REDACTED ", redacted_at = $1, response_expires_at = NULL"
-										 " WHERE k.ctid OPERATOR(pg_catalog.=) ANY (ARRAY("
-										 "SELECT c.ctid FROM ONLY " QUALIFIED_TABLE " AS c"
+										 " FROM (SELECT c.ctid AS place, c.response_expires_at AS due FROM ONLY " QUALIFIED_TABLE " AS c"
 										 " WHERE c.response_expires_at OPERATOR(pg_catalog.<=) $1"
-										 " ORDER BY c.response_expires_at LIMIT $2 FOR UPDATE SKIP LOCKED))"
-										 " AND k.response_expires_at OPERATOR(pg_catalog.<=) $1");
+										 " AND c.response_expires_at OPERATOR(pg_catalog.>=) $3"
+										 " ORDER BY c.response_expires_at LIMIT $2 FOR UPDATE SKIP LOCKED) AS c"
+										 " WHERE k.ctid OPERATOR(pg_catalog.=) c.place"
+										 " AND k.response_expires_at OPERATOR(pg_catalog.<=) $1 RETURNING c.due");
 			types[ntypes++] = TIMESTAMPTZOID;
 			types[ntypes++] = INT8OID;
+			types[ntypes++] = TIMESTAMPTZOID;
 			break;
 		case STATEMENT_REDACT_SCOPE:
 			appendStringInfoString(&sql, "UPDATE ONLY " QUALIFIED_TABLE " AS k SET " REDACTED ", redacted_at = $2, response_expires_at = NULL"
@@ -241,7 +251,8 @@ prepare(KeyStatement statement)
 /*
  * How the planner is held to the indexes. A plan is kept, and one that was made
  * while the table was small must still be good when it is large: no reading of
- * the whole table, and no sorting of all that has expired for one batch of it.
+ * the whole table, and no collecting of all that has expired for one batch of
+ * it. A plan that goes against a setting looks expensive, and would be compiled.
  */
 static const struct
 {
@@ -250,70 +261,153 @@ static const struct
 } planner[] = {
 	{&enable_seqscan, false},
 	{&enable_bitmapscan, false},
-	{&enable_sort, false},
 	{&enable_indexscan, true},
 	{&enable_tidscan, true},
+	{&jit_enabled, false},
 };
+
+typedef struct PlannerSettings
+{
+	bool values[lengthof(planner)];
+	int cache_mode;
+} PlannerSettings;
+
+/*
+ * The planner's settings are the user's to change, and could turn a look-up into
+ * a sequential scan or make every call plan anew. So they are pinned while a plan
+ * of ours may be made. They are plain variables; saving and restoring them costs
+ * nothing, where a nested GUC level would cost more than the statement.
+ */
+static void
+pin_planner(PlannerSettings *saved)
+{
+	for (int i = 0; i < (int) lengthof(planner); i++)
+	{
+		saved->values[i] = *planner[i].setting;
+		*planner[i].setting = planner[i].pinned;
+	}
+	saved->cache_mode = plan_cache_mode;
+	plan_cache_mode = PLAN_CACHE_MODE_FORCE_GENERIC_PLAN;
+}
+
+static void
+unpin_planner(const PlannerSettings *saved)
+{
+	for (int i = 0; i < (int) lengthof(planner); i++)
+		*planner[i].setting = saved->values[i];
+	plan_cache_mode = saved->cache_mode;
+}
+
+/*
+ * Whether an index is on the identity and nothing else: the primary key, under
+ * any name, or the copy that REINDEX CONCURRENTLY makes or leaves behind.
+ */
+static bool
+is_identity_index(const char *name)
+{
+	Oid oid = get_relname_relid(name, get_namespace_oid(IDEM_SCHEMA_NAME, true));
+	HeapTuple tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(oid));
+	bool result = false;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		Form_pg_index index = (Form_pg_index) GETSTRUCT(tuple);
+
+		result = index->indnkeyatts == 3 &&
+			index->indkey.values[0] == KEY_SCOPE + 1 &&
+			index->indkey.values[1] == KEY_OPERATION + 1 &&
+			index->indkey.values[2] == KEY_KEY + 1 &&
+			heap_attisnull(tuple, Anum_pg_index_indpred, NULL);
+		ReleaseSysCache(tuple);
+	}
+	return result;
+}
+
+/*
+ * In PG_CATCH: what the server says of a row that a constraint refuses shows the
+ * row, and so the key. It is kept from everybody, before it has reached the log.
+ *
+ * If it is the primary key that refuses a row, a retry helps. An index or a
+ * constraint that an administrator has added is reported as what it is. Returns
+ * if the error is another one.
+ */
+static void
+hide_refused_row(MemoryContext caller)
+{
+	MemoryContext errors = MemoryContextSwitchTo(caller);
+	ErrorData *error = CopyErrorData();
+
+	if (ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION &&
+		error->schema_name != NULL && strcmp(error->schema_name, IDEM_SCHEMA_NAME) == 0 &&
+		error->table_name != NULL && strcmp(error->table_name, IDEM_KEYS_TABLE) == 0)
+	{
+		FlushErrorState();
+		if (error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION &&
+			error->constraint_name != NULL && is_identity_index(error->constraint_name))
+			idem_report_lost_race();
+		error->detail = NULL;
+		ReThrowError(error);
+	}
+	MemoryContextSwitchTo(errors);
+}
+
+static void
+drop_plans(void)
+{
+	for (int i = 0; i < NSTATEMENTS; i++)
+	{
+		SPIPlanPtr stale = plans[i];
+
+		plans[i] = NULL;
+		if (stale != NULL)
+			SPI_freeplan(stale);
+	}
+}
 
 /*
  * Executes a statement as the owner of the table and returns the number of
  * rows it touched. What it returned is for "consume", or NULL, to copy out.
  *
- * The planner's settings are the user's to change, and could turn a look-up
- * into a sequential scan or make every call plan anew. So they are pinned
- * while a plan of ours may be made. They are plain variables; saving and
- * restoring them costs nothing, where a nested GUC level would cost more than
- * the statement.
- *
  * Every transaction that writes a key is flushed to disk locally before it
  * becomes visible, even with synchronous_commit off: a claim that was
  * acknowledged and then lost in a crash would be given twice, with the same
  * token.
+ *
+ * Errors: 40001 the primary key has another row; 55000 the table is not as
+ * expected; whatever else the statement raises, without the values of a row.
  */
 uint64
 idem_statement_execute(KeyStatement statement, Datum *values, const char *nulls,
 					   void (*consume)(void *state), void *state)
 {
 	Relation table = idem_keys_open(RowExclusiveLock);
-	bool saved_planner[lengthof(planner)];
-	int saved_cache_mode = plan_cache_mode;
+	MemoryContext caller = CurrentMemoryContext;
+	PlannerSettings settings;
 	IdemIdentity before;
 	int result;
 	uint64 processed;
 
 	idem_become(&before, table->rd_rel->relowner);
-	for (int i = 0; i < (int) lengthof(planner); i++)
-		saved_planner[i] = *planner[i].setting;
-
+	pin_planner(&settings);
 	PG_TRY();
 	{
-		for (int i = 0; i < (int) lengthof(planner); i++)
-			*planner[i].setting = planner[i].pinned;
-		plan_cache_mode = PLAN_CACHE_MODE_FORCE_GENERIC_PLAN;
-
 		if (planned_for != RelationGetRelid(table))
 		{
-			for (int i = 0; i < NSTATEMENTS; i++)
-			{
-				SPIPlanPtr stale = plans[i];
-
-				plans[i] = NULL;
-				if (stale != NULL)
-					SPI_freeplan(stale);
-			}
+			drop_plans();
 			planned_for = RelationGetRelid(table);
 		}
 		if (plans[statement] == NULL)
 			plans[statement] = prepare(statement);
 		result = SPI_execute_plan(plans[statement], values, nulls, false, 0);
 	}
-	PG_FINALLY();
+	PG_CATCH();
 	{
-		for (int i = 0; i < (int) lengthof(planner); i++)
-			*planner[i].setting = saved_planner[i];
-		plan_cache_mode = saved_cache_mode;
+		unpin_planner(&settings);
+		hide_refused_row(caller);
+		PG_RE_THROW();
 	}
 	PG_END_TRY();
+	unpin_planner(&settings);
 
 	if (result < 0)
 		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(result));

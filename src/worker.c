@@ -427,7 +427,7 @@ pin_settings(void)
  * appears once.
  */
 static WorkerResult
-clean_batch(IdemCleanup *cleanup, TimestampTz *from, bool *more)
+clean_batch(IdemCleanup *cleanup, IdemProgress *progress, bool *more)
 {
 	MemoryContext context = CurrentMemoryContext;
 	volatile WorkerResult result = WORKER_DONE;
@@ -444,7 +444,7 @@ clean_batch(IdemCleanup *cleanup, TimestampTz *from, bool *more)
 		else if (idem_cleanup_in_the_way())
 			result = WORKER_MADE_WAY;
 		else
-			*more = idem_cleanup_batch(cleanup, from);
+			*more = idem_cleanup_batch(cleanup, progress);
 		PopActiveSnapshot();
 		CommitTransactionCommand();
 	}
@@ -513,7 +513,7 @@ idempotency_cleanup_main(Datum arg)
 {
 	IdemCleanup cleanup = {0};
 	WorkerResult result;
-	TimestampTz from = DT_NOBEGIN;
+	IdemProgress progress = IDEM_NO_PROGRESS;
 	bool more = true;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
@@ -527,7 +527,7 @@ idempotency_cleanup_main(Datum arg)
 	cleanup.started_at = GetCurrentTimestamp();
 	for (;;)
 	{
-		result = clean_batch(&cleanup, &from, &more);
+		result = clean_batch(&cleanup, &progress, &more);
 		if (!more)
 			break;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
