@@ -295,7 +295,10 @@ def part_instructions(options, calls=CALLS):
         server.prepare()
         for table in TABLES[:2]:
             server.fill(table, 20_000)
-        server.sql("VACUUM ANALYZE;")
+        # A peer's plan that was made while its table was empty would read the
+        # whole table.
+        server.sql("INSERT INTO bench.peer_keys (scope, operation, key)"
+                   " SELECT 'tenant-1', 'payment', i::text FROM generate_series(1, 20000) AS i; VACUUM ANALYZE;")
         run([BINDIR + "/pg_ctl", "-D", server.data, "-m", "fast", "-w", "stop"])
         first = 1_000_000
 

@@ -130,5 +130,20 @@ SELECT pg_temp.completed_after($$ ALTER TABLE idempotency.idempotency_keys RENAM
 SELECT pg_temp.completed_after($$ ALTER TABLE idempotency.idempotency_keys ADD CONSTRAINT added CHECK (scope <> 'one_write') NOT VALID $$);
 SELECT pg_temp.completed_after('SELECT 1');
 SELECT idempotency.forget('one_write', 'raced', 'secret');
+-- A row that is swallowed is not taken for written.
+CREATE FUNCTION pg_temp.swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+\set swallow 'CREATE TRIGGER swallow BEFORE INSERT OR UPDATE OR DELETE ON idempotency.idempotency_keys FOR EACH ROW EXECUTE FUNCTION pg_temp.swallow()'
+SELECT pg_temp.completed_after(:'swallow');
+BEGIN;
+:swallow;
+\set VERBOSITY terse
+SAVEPOINT s;
+SELECT idempotency.once('one_write', 'swallowed', '1');
+ROLLBACK TO s;
+SELECT * FROM idempotency.once_batch('one_write', 'swallowed', ARRAY['1', '2']);
+ROLLBACK TO s;
+SELECT outcome FROM idempotency.claim('one_write', 'swallowed', '1', lease => '1 min');
+ROLLBACK;
+\unset VERBOSITY
 -- Without the primary key nothing goes on.
 SELECT pg_temp.completed_after('ALTER TABLE idempotency.idempotency_keys DROP CONSTRAINT idempotency_keys_pkey');

@@ -40,6 +40,12 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
+/*
+ * Keys that are neither known nor get written: so often in a row nobody comes in
+ * between, it is a trigger that keeps them out.
+ */
+#define MAX_ROUNDS 100
+
 /* A batch of distinct keys in the order of the index, and what became of each. */
 typedef struct Batch
 {
@@ -336,7 +342,7 @@ execute(KeyStatement statement, Batch *batch, const bool *marked,
  * again: it may be done now, or under a claim that is undecided.
  *
  * Errors: 40001 above READ COMMITTED; 55006 a claim is undecided; IK005; 40P01
- * a deadlock with others; 55000 the table is not as expected.
+ * a deadlock with others; 55000 the table is not as expected, or keeps rows out.
  */
 void
 idem_batch_insert(text *scope, text *operation, Datum *keys, int nkeys,
@@ -366,8 +372,10 @@ idem_batch_insert(text *scope, text *operation, Datum *keys, int nkeys,
 	if (left < nkeys)
 		ForceSyncCommit();
 
-	while (left > 0)
+	for (int round = 0; left > 0; round++)
 	{
+		if (round == MAX_ROUNDS)
+			idem_report_not_written();
 		(void) execute(STATEMENT_BATCH_LOOK, &batch, batch.again, judge_existing);
 		if (batch.held)
 			idem_report_held();

@@ -36,6 +36,20 @@ idem_report_lost_race(void)
 }
 
 /*
+ * A trigger or a rule on the table has swallowed a row. The work must not be
+ * committed without it.
+ */
+void
+idem_report_not_written(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("the key was not written to table %s.%s",
+					IDEM_SCHEMA_NAME, IDEM_KEYS_TABLE),
+			 errhint("Remove the trigger or rule on it that keeps rows out.")));
+}
+
+/*
  * Hands out no response that was removed.
  *
  * Errors: IK006.

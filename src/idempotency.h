@@ -350,6 +350,7 @@ extern void idem_owner_delete(OwnedClaim *own, PendingStatus status);
 /* errors.c */
 pg_noreturn extern void idem_report_held(void);
 pg_noreturn extern void idem_report_lost_race(void);
+pg_noreturn extern void idem_report_not_written(void);
 extern void idem_report_if_redacted(const KeyRow *row);
 
 /* execute.c */

@@ -419,7 +419,8 @@ row_parameters(KeyRow *row, Datum *values, char *nulls)
  * cost a seventh of the processor's time for a key (bench/README.md). To lose is
  * rare, and an error either way.
  *
- * Errors: 40001 somebody who took no lock has put the key in.
+ * Errors: 40001 somebody who took no lock has put the key in; 55000 something on
+ * the table keeps the row out.
  */
 static void
 insert(KeyRow *row)
@@ -428,7 +429,8 @@ insert(KeyRow *row)
 	char nulls[STATEMENT_MAX_PARAMETERS];
 
 	row_parameters(row, values, nulls);
-	(void) execute(STATEMENT_INSERT, values, nulls);
+	if (execute(STATEMENT_INSERT, values, nulls) != 1)
+		idem_report_not_written();
 }
 
 /*
