@@ -10,8 +10,8 @@
  * every common key, and they do not deadlock.
  *
  * INSERT ... ON CONFLICT DO NOTHING keeps to the same rules, but it looks for
- * each key before it puts it in, by a descent of the index of its own, which is
- * a third of its time (bench/README.md). Most batches hold nothing but new keys.
+ * each key before it puts it in, by a descent of the index of its own, which was
+ * almost a third of its time (bench/README.md). Most batches hold nothing but new keys.
  * So a key is put in here as ON CONFLICT does it, only without the look: a row is
  * announced ("speculative insertion", execIndexing.c), its index entries are
  * made, and if the unique index turns out to have the key, the row is taken back

@@ -416,8 +416,8 @@ row_parameters(KeyRow *row, Datum *values, char *nulls)
  * The unique index is the judge. A bare INSERT asks it while it inserts; ON
  * CONFLICT would look for the key first, by a second descent of the index, and
  * announce and confirm the row in shared memory and in the WAL, which together
- * cost a seventh of the processor's time for a key (bench/README.md). To lose is
- * rare, and an error either way.
+ * were a ninth of the instructions for a key (bench/README.md). To lose is rare,
+ * and an error either way.
  *
  * Errors: 40001 somebody who took no lock has put the key in; 55000 something on
  * the table keeps the row out.
