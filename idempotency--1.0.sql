@@ -22,7 +22,7 @@ COMMENT ON SEQUENCE idempotency.token_seq IS
 
 -- One row per key. Fixed-width columns first, so that no byte is lost to
 -- alignment; what a key completed in one transaction does not need is NULL
--- and costs nothing. keys.c relies on this order. No CHECK constraint: only
+-- and costs nothing. table.c checks this order. No CHECK constraint: only
 -- this library writes here, and the server would compile the expression anew for
 -- every statement.
 CREATE TABLE idempotency.idempotency_keys

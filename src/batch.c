@@ -349,7 +349,7 @@ idem_batch_insert(text *scope, text *operation, Datum *keys, int nkeys,
 				  TimestampTz now, TimestampTz expires_at, bool *first)
 {
 	Batch batch = {.scope = scope, .operation = operation, .keys = keys, .nkeys = nkeys, .now = now, .expires_at = expires_at, .first = first};
-	Relation table = idem_keys_open(RowExclusiveLock);
+	Relation table = idem_table_open(RowExclusiveLock);
 	IdemIdentity before;
 	bool done;
 	int left = 0;

@@ -81,7 +81,7 @@ idem_cleanup_batch(IdemCleanup *cleanup, IdemProgress *progress)
 	int64 redacted;
 
 	GetUserIdAndSecContext(&user, &context);
-	SetUserIdAndSecContext(idem_keys_owner(), context | SECURITY_RESTRICTED_OPERATION);
+	SetUserIdAndSecContext(idem_table_owner(), context | SECURITY_RESTRICTED_OPERATION);
 	settings = NewGUCNestLevel();
 	deleted = idem_keys_delete_expired(&progress->expired, now, now, idem_cleanup_batch_size);
 	redacted = idem_keys_redact_due(&progress->due, now, idem_cleanup_batch_size);
@@ -130,7 +130,7 @@ idem_cleanup_record(IdemCleanup *cleanup, const char *by)
 		nulls[6] = nulls[7] = 'n';
 
 	GetUserIdAndSecContext(&user, &context);
-	SetUserIdAndSecContext(idem_keys_owner(), context | SECURITY_RESTRICTED_OPERATION);
+	SetUserIdAndSecContext(idem_table_owner(), context | SECURITY_RESTRICTED_OPERATION);
 	settings = NewGUCNestLevel();
 	idem_execute_as(GetUserId(),
 					"INSERT INTO idempotency.cleanup_runs (started_at, finished_at, started_by,"

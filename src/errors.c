@@ -48,19 +48,3 @@ idem_report_not_written(void)
 					IDEM_SCHEMA_NAME, IDEM_KEYS_TABLE),
 			 errhint("Remove the trigger or rule on it that keeps rows out.")));
 }
-
-/*
- * Hands out no response that was removed.
- *
- * Errors: IK006.
- */
-void
-idem_report_if_redacted(const KeyRow *row)
-{
-	if (idem_keys_response_gone(row, GetCurrentTimestamp()))
-		ereport(ERROR,
-				(errcode(ERRCODE_IDEM_REDACTED),
-				 errmsg("the recorded response was removed"),
-				 errdetail("The request was executed; it must not be executed again."),
-				 errhint("Look the result up in your own tables.")));
-}

@@ -74,7 +74,7 @@ number(const char *sql, int64 limit)
 
 	(void) set_config_option("enable_seqscan", "off", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
-	idem_become(&before, idem_keys_owner());
+	idem_become(&before, idem_table_owner());
 	if (SPI_execute_with_args(sql, 2, types, values, NULL, true, 1) != SPI_OK_SELECT ||
 		SPI_processed != 1)
 		elog(ERROR, "unexpected result of health query");

@@ -20,7 +20,7 @@ void
 _PG_init(void)
 {
 	idem_settings_init();
-	idem_keys_init();
+	idem_table_init();
 	idem_config_init();
 	idem_pending_init();
 	idem_shared_init();

@@ -73,7 +73,7 @@ typedef enum KeyStatus
 /*
  * Columns of idempotency_keys, in the order of the table less one. Fixed-width
  * columns come first, so that no alignment is lost and those that are always
- * there have a constant offset. keys.c checks the order against the catalog.
+ * there have a constant offset. table.c checks the order against the catalog.
  */
 typedef enum KeyColumn
 {
@@ -203,6 +203,19 @@ extern int64 idem_claim_wait_argument(FunctionCallInfo fcinfo, int argno, int64 
 extern void idem_check_response(FunctionCallInfo fcinfo);
 extern void idem_complete_with_body(const KeyIdentity *id, text *body, KeyRow *row);
 
+/* table.c */
+typedef struct KeyColumnType
+{
+	const char *name;
+	Oid type;
+} KeyColumnType;
+
+extern const KeyColumnType idem_table_columns[KEY_NCOLUMNS];
+extern Relation idem_table_open(LOCKMODE mode);
+extern Oid idem_table_relation(const char *name);
+extern Oid idem_table_owner(void);
+extern void idem_table_init(void);
+
 /* keys.c */
 typedef enum KeyRead
 {
@@ -222,7 +235,6 @@ extern void idem_keys_write(KeyRow *row, const KeyRow *old);
 extern bool idem_keys_delete(const KeyRow *old);
 extern uint64 idem_keys_delete_scope(text *scope, bool force);
 extern uint64 idem_keys_redact_due(TimestampTz *from, TimestampTz now, int64 max_rows);
-extern Oid idem_keys_owner(void);
 extern List *idem_keys_abandoned(text *operation, int64 max_rows, int64 seen);
 extern uint64 idem_keys_redact_scope(text *scope);
 extern void idem_keys_set_failed(KeyRow *row, int64 retry_in, int64 failed_ttl);
@@ -234,17 +246,7 @@ extern bool idem_keys_expired(const KeyRow *row, TimestampTz now);
 extern bool idem_keys_lapsed(const KeyRow *row, TimestampTz now);
 extern bool idem_keys_held(const KeyRow *row, TimestampTz now);
 extern bool idem_keys_response_gone(const KeyRow *row, TimestampTz now);
-extern void idem_keys_init(void);
-
-/* keys.c, for statements.c and batch.c alone */
-typedef struct KeyColumnInfo
-{
-	const char *name;
-	Oid type;
-} KeyColumnInfo;
-
-extern const KeyColumnInfo idem_key_columns[KEY_NCOLUMNS];
-extern Relation idem_keys_open(LOCKMODE mode);
+extern void idem_report_if_redacted(const KeyRow *row);
 
 /* statements.c, for keys.c and batch.c alone */
 typedef enum KeyStatement
@@ -351,7 +353,6 @@ extern void idem_owner_delete(OwnedClaim *own, PendingStatus status);
 pg_noreturn extern void idem_report_held(void);
 pg_noreturn extern void idem_report_lost_race(void);
 pg_noreturn extern void idem_report_not_written(void);
-extern void idem_report_if_redacted(const KeyRow *row);
 
 /* execute.c */
 typedef struct IdemIdentity

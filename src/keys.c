@@ -21,60 +21,22 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/multixact.h"
-#include "access/relation.h"
 #include "access/stratnum.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
-#include "catalog/dependency.h"
-#include "catalog/pg_class.h"
-#include "commands/extension.h"
+#include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
-#include "optimizer/cost.h"
 #include "storage/bufmgr.h"
 #include "storage/procarray.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
-#include "utils/inval.h"
-#include "utils/lsyscache.h"
-#include "utils/plancache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
-
-
-/* Names and types of the columns, in the order of KeyColumn. */
-const KeyColumnInfo idem_key_columns[KEY_NCOLUMNS] = {
-	[KEY_CREATED_AT] = {"created_at", TIMESTAMPTZOID},
-	[KEY_EXPIRES_AT] = {"expires_at", TIMESTAMPTZOID},
-	[KEY_COMPLETED_AT] = {"completed_at", TIMESTAMPTZOID},
-	[KEY_ATTEMPT] = {"attempt", INT4OID},
-	[KEY_RESPONSE_STATUS] = {"response_status", INT4OID},
-	[KEY_TOKEN] = {"token", INT8OID},
-	[KEY_CLAIMED_AT] = {"claimed_at", TIMESTAMPTZOID},
-	[KEY_CHECKPOINTED_AT] = {"checkpointed_at", TIMESTAMPTZOID},
-	[KEY_LOCKED_UNTIL] = {"locked_until", TIMESTAMPTZOID},
-	[KEY_RESPONSE_EXPIRES_AT] = {"response_expires_at", TIMESTAMPTZOID},
-	[KEY_REDACTED_AT] = {"redacted_at", TIMESTAMPTZOID},
-	[KEY_CLAIM_ID] = {"claim_id", UUIDOID},
-	[KEY_HOLD_IF_ABANDONED] = {"hold_if_abandoned", BOOLOID},
-	[KEY_SCOPE] = {"scope", TEXTOID},
-	[KEY_OPERATION] = {"operation", TEXTOID},
-	[KEY_KEY] = {"key", TEXTOID},
-	[KEY_STATUS] = {"status", TEXTOID},
-	[KEY_FINGERPRINT] = {"fingerprint", BYTEAOID},
-	[KEY_RECOVERY_POINT] = {"recovery_point", TEXTOID},
-	[KEY_STATE] = {"state", JSONBOID},
-	[KEY_RESPONSE_HEADERS] = {"response_headers", JSONBOID},
-	[KEY_RESPONSE_BODY] = {"response_body", TEXTOID},
-	[KEY_RESPONSE_BYTES] = {"response_bytes", BYTEAOID},
-	[KEY_LAST_ERROR] = {"last_error", TEXTOID},
-	[KEY_NOTE] = {"note", TEXTOID},
-};
 
 static const char *const status_names[] = {
 	[KEY_IN_PROGRESS] = "in_progress",
@@ -82,113 +44,6 @@ static const char *const status_names[] = {
 	[KEY_FAILED] = "failed",
 	[KEY_HELD] = "held",
 };
-
-/* Caches, for as long as the table is the same; see table_changed(). */
-static Oid table_oid = InvalidOid;
-
-/*
- * Anything about the table has changed: look at it again. The plans watch
- * over themselves (plancache.c), except that they belong to one table.
- */
-static void
-table_changed(Datum arg pg_attribute_unused(), Oid relid)
-{
-	if (relid == InvalidOid || relid == table_oid)
-		table_oid = InvalidOid;
-}
-
-void
-idem_keys_init(void)
-{
-	CacheRegisterRelcacheCallback(table_changed, (Datum) 0);
-}
-
-/*
- * The table is the one that belongs to the extension. A table of that name
- * which somebody else made is not it.
- */
-static void
-check_table(Relation table)
-{
-	TupleDesc desc = RelationGetDescr(table);
-
-	if (getExtensionOfObject(RelationRelationId, RelationGetRelid(table)) !=
-		get_extension_oid(IDEM_EXTENSION_NAME, true))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table %s.%s does not belong to extension \"%s\"",
-						IDEM_SCHEMA_NAME, IDEM_KEYS_TABLE, IDEM_EXTENSION_NAME),
-				 errhint("Drop the extension and create it again.")));
-	if (table->rd_rel->relpersistence != RELPERSISTENCE_PERMANENT)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table %s.%s is unlogged", IDEM_SCHEMA_NAME, IDEM_KEYS_TABLE),
-				 errdetail("A crash would empty it, and requests would be executed again."),
-				 errhint("Run ALTER TABLE %s.%s SET LOGGED.",
-						 IDEM_SCHEMA_NAME, IDEM_KEYS_TABLE)));
-	if (!OidIsValid(RelationGetPrimaryKeyIndex_compat(table)))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table %s.%s has no primary key", IDEM_SCHEMA_NAME, IDEM_KEYS_TABLE),
-				 errdetail("Nothing would keep two requests with one key apart."),
-				 errhint("Put it back: PRIMARY KEY (scope, operation, key).")));
-	for (int i = 0; i < KEY_NCOLUMNS; i++)
-		if (i >= desc->natts ||
-			strcmp(NameStr(TupleDescAttr(desc, i)->attname), idem_key_columns[i].name) != 0 ||
-			TupleDescAttr(desc, i)->atttypid != idem_key_columns[i].type)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("table %s.%s does not have the expected columns",
-							IDEM_SCHEMA_NAME, IDEM_KEYS_TABLE),
-					 errhint("Undo what was changed on the table, or run ALTER EXTENSION %s UPDATE.",
-							 IDEM_EXTENSION_NAME)));
-}
-
-static Oid
-relation_oid(const char *name)
-{
-	Oid schema = get_namespace_oid(IDEM_SCHEMA_NAME, true);
-	Oid result = InvalidOid;
-
-	if (OidIsValid(schema))
-		result = get_relname_relid(name, schema);
-	if (!OidIsValid(result))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("relation %s.%s does not exist", IDEM_SCHEMA_NAME, name),
-				 errhint("It was renamed or dropped; restore it, or drop extension \"%s\" and create it again.",
-						 IDEM_EXTENSION_NAME)));
-	return result;
-}
-
-/*
- * Opens the table, which has to be as expected. The lock is the caller's to
- * keep to the end of the transaction.
- *
- * Errors: 55000.
- */
-Relation
-idem_keys_open(LOCKMODE mode)
-{
-	Relation table;
-	Oid oid = table_oid;
-
-	if (OidIsValid(oid))
-	{
-		/* Taking the lock processes invalidations: it may change again. */
-		table = try_relation_open(oid, mode);
-		if (table != NULL && table_oid == oid)
-			return table;
-		if (table != NULL)
-			relation_close(table, mode);
-	}
-
-	oid = relation_oid(IDEM_KEYS_TABLE);
-	table = table_open(oid, mode);
-	check_table(table);
-	table_oid = oid;
-	return table;
-}
 
 /*----------
  * Reading
@@ -263,7 +118,7 @@ bool
 idem_keys_find(const KeyIdentity *id, KeyRead how, bool with_response,
 			   KeyRow *row, bool *agrees)
 {
-	Relation table = idem_keys_open(AccessShareLock);
+	Relation table = idem_table_open(AccessShareLock);
 	Relation index = index_open(RelationGetPrimaryKeyIndex_compat(table),
 								AccessShareLock);
 	TupleTableSlot *slot = table_slot_create(table, NULL);
@@ -362,7 +217,7 @@ locked_by_other(TupleTableSlot *slot)
 bool
 idem_keys_being_written(const KeyRow *row)
 {
-	Relation table = idem_keys_open(AccessShareLock);
+	Relation table = idem_table_open(AccessShareLock);
 	TupleTableSlot *slot = table_slot_create(table, NULL);
 	ItemPointerData tid = row->tid;
 	SnapshotData dirty;
@@ -604,19 +459,6 @@ idem_keys_abandoned(text *operation, int64 max_rows, int64 seen)
 }
 
 /*
- * Whose table it is: the role whose rights everything here runs with.
- */
-Oid
-idem_keys_owner(void)
-{
-	Relation table = idem_keys_open(AccessShareLock);
-	Oid owner = table->rd_rel->relowner;
-
-	table_close(table, NoLock);
-	return owner;
-}
-
-/*
  * A fencing token for a new claim, larger than that of the row it replaces
  * (NULL if there is none). The sequence alone would see to that, but a dump
  * restored over a used database sets it back.
@@ -624,7 +466,7 @@ idem_keys_owner(void)
 int64
 idem_keys_next_token(const KeyRow *old)
 {
-	Oid sequence = relation_oid(IDEM_TOKEN_SEQUENCE);
+	Oid sequence = idem_table_relation(IDEM_TOKEN_SEQUENCE);
 	int64 floor = 0;
 	int64 token = nextval_internal(sequence, false);
 
@@ -632,7 +474,7 @@ idem_keys_next_token(const KeyRow *old)
 		floor = DatumGetInt64(old->values[KEY_TOKEN]);
 	if (token <= floor)
 	{
-		Relation table = idem_keys_open(AccessShareLock);
+		Relation table = idem_table_open(AccessShareLock);
 		Oid saved_user;
 		int saved_context;
 
@@ -686,10 +528,10 @@ idem_keys_copy_row(const KeyRow *row)
 	{
 		if (row->isnull[i])
 			continue;
-		if (idem_key_columns[i].type == UUIDOID)
+		if (idem_table_columns[i].type == UUIDOID)
 			copy->values[i] = datumCopy(row->values[i], false, UUID_LEN);
-		else if (idem_key_columns[i].type == TEXTOID || idem_key_columns[i].type == BYTEAOID ||
-				 idem_key_columns[i].type == JSONBOID)
+		else if (idem_table_columns[i].type == TEXTOID || idem_table_columns[i].type == BYTEAOID ||
+				 idem_table_columns[i].type == JSONBOID)
 			copy->values[i] = datumCopy(row->values[i], false, -1);
 	}
 	return copy;
@@ -774,4 +616,20 @@ idem_keys_response_gone(const KeyRow *row, TimestampTz now)
 	return !row->isnull[KEY_REDACTED_AT] ||
 		(!row->isnull[KEY_RESPONSE_EXPIRES_AT] &&
 		 KeyRowTime(row, KEY_RESPONSE_EXPIRES_AT) <= now);
+}
+
+/*
+ * Hands out no response that was removed.
+ *
+ * Errors: IK006.
+ */
+void
+idem_report_if_redacted(const KeyRow *row)
+{
+	if (idem_keys_response_gone(row, GetCurrentTimestamp()))
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_REDACTED),
+				 errmsg("the recorded response was removed"),
+				 errdetail("The request was executed; it must not be executed again."),
+				 errhint("Look the result up in your own tables.")));
 }

@@ -96,12 +96,12 @@ prepare(KeyStatement statement)
 		case STATEMENT_INSERT_IF_ABSENT:
 			appendStringInfoString(&sql, "INSERT INTO " QUALIFIED_TABLE " (");
 			for (int i = 0; i < KEY_NCOLUMNS; i++)
-				appendStringInfo(&sql, "%s%s", i > 0 ? ", " : "", idem_key_columns[i].name);
+				appendStringInfo(&sql, "%s%s", i > 0 ? ", " : "", idem_table_columns[i].name);
 			appendStringInfoString(&sql, ") VALUES (");
 			for (int i = 0; i < KEY_NCOLUMNS; i++)
 			{
 				appendStringInfo(&sql, "%s$%d", i > 0 ? ", " : "", i + 1);
-				types[ntypes++] = idem_key_columns[i].type;
+				types[ntypes++] = idem_table_columns[i].type;
 			}
 			appendStringInfoChar(&sql, ')');
 			if (statement == STATEMENT_INSERT_IF_ABSENT)
@@ -112,8 +112,8 @@ prepare(KeyStatement statement)
 			for (int i = 0; i < KEY_NCOLUMNS; i++)
 			{
 				appendStringInfo(&sql, "%s%s = $%d", i > 0 ? ", " : "",
-								 idem_key_columns[i].name, i + 1);
-				types[ntypes++] = idem_key_columns[i].type;
+								 idem_table_columns[i].name, i + 1);
+				types[ntypes++] = idem_table_columns[i].type;
 			}
 			append_version(&sql, ntypes + 1);
 			ntypes += version_types(types + ntypes);
@@ -207,7 +207,7 @@ prepare(KeyStatement statement)
 													 " THEN pg_catalog.nextval('" IDEM_SCHEMA_NAME "." IDEM_TOKEN_SEQUENCE "'::pg_catalog.regclass) END");
 					else
 						appendStringInfo(&sql, "%s%s = excluded.%s", i > 0 ? ", " : "",
-										 idem_key_columns[i].name, idem_key_columns[i].name);
+										 idem_table_columns[i].name, idem_table_columns[i].name);
 				appendStringInfoString(&sql, " WHERE " RECLAIMABLE("k", "$4"));
 			}
 			appendStringInfoString(&sql, " RETURNING k.key");
@@ -380,7 +380,7 @@ uint64
 idem_statement_execute(KeyStatement statement, Datum *values, const char *nulls,
 					   void (*consume)(void *state), void *state)
 {
-	Relation table = idem_keys_open(RowExclusiveLock);
+	Relation table = idem_table_open(RowExclusiveLock);
 	MemoryContext caller = CurrentMemoryContext;
 	PlannerSettings settings;
 	IdemIdentity before;
