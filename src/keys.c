@@ -107,7 +107,8 @@ copy_row(KeyRow *row, Relation table, TupleTableSlot *slot, bool with_response)
  * KEYS_SNAPSHOT reads what the running statement sees.
  *
  * Above READ COMMITTED all versions are fetched and judged one by one. That
- * way one look serves both snapshots, and no predicate lock is taken, which
+ * way one look serves both snapshots (what this transaction wrote itself is in
+ * both: SnapshotSetCommandId()), and no predicate lock is taken, which
  * a scan under an MVCC snapshot would do for the whole index page: unlike
  * keys on it would fail each other's transactions.
  *
@@ -151,16 +152,6 @@ idem_keys_find(const KeyIdentity *id, KeyRead how, bool with_response,
 			current = table_tuple_satisfies_snapshot(table, slot, snapshot);
 			seen = table_tuple_satisfies_snapshot(table, slot,
 												  GetTransactionSnapshot());
-			if (current && !seen)
-			{
-				bool isnull;
-
-				/* What this transaction wrote itself it knows. */
-				seen = TransactionIdIsCurrentTransactionId(
-					DatumGetTransactionId(slot_getsysattr(slot,
-														  MinTransactionIdAttributeNumber,
-														  &isnull)));
-			}
 			same = same && seen == current;
 		}
 		if (current && !found)
