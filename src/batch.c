@@ -11,12 +11,12 @@
  *
  * INSERT ... ON CONFLICT DO NOTHING keeps to the same rules, but it looks for
  * each key before it puts it in, by a descent of the index of its own, which was
- * almost a third of its time (bench/README.md). Most batches hold nothing but new keys.
- * So a key is put in here as ON CONFLICT does it, only without the look: a row is
- * announced ("speculative insertion", execIndexing.c), its index entries are
- * made, and if the unique index turns out to have the key, the row is taken back
- * as if it had never been. That leaves a dead row behind, so from the first key
- * that is there already, the rest of the batch is looked for.
+ * almost a third of its time (bench/README.md). Most batches hold nothing but new
+ * keys. So a key is put in here as ON CONFLICT does it, only without the look: a
+ * row is announced ("speculative insertion", execIndexing.c), its index entries
+ * are made, and if the unique index turns out to have the key, the row is taken
+ * back as if it had never been. That leaves a dead row behind, so from the first
+ * key that is there already, the rest of the batch is looked for.
  *
  * All that is done past SQL, so only where an INSERT would do no more than that;
  * see is_plain(). Otherwise there is the INSERT.
@@ -199,8 +199,8 @@ insert_row(Relation table, ResultRelInfo *result, TupleTableSlot *slot, EState *
 }
 
 /*
- * Puts in what is not there, in the order of the keys; the rest is noted in
- * batch->again. The first key is looked for in any case: a batch that is
+ * Puts in what is not there, in the order of the keys, and notes it in
+ * batch->first. The first key is looked for in any case: a batch that is
  * delivered again leaves no dead row at all. False, and nothing is done, if the
  * table is not plain.
  */
@@ -238,7 +238,6 @@ insert_new(Batch *batch, Relation table)
 			CHECK_FOR_INTERRUPTS();
 			if ((met || i == 0) && is_known(&search, batch->keys[i]))
 			{
-				batch->again[i] = true;
 				met = true;
 				break;
 			}

@@ -157,9 +157,9 @@ prepare(KeyStatement statement)
 										 " FROM (SELECT c.ctid AS place, c.response_expires_at AS due FROM ONLY " QUALIFIED_TABLE " AS c"
 										 " WHERE c.response_expires_at OPERATOR(pg_catalog.<=) $1"
 										 " AND c.response_expires_at OPERATOR(pg_catalog.>=) $3"
-										 " ORDER BY c.response_expires_at LIMIT $2 FOR UPDATE SKIP LOCKED) AS c"
-										 " WHERE k.ctid OPERATOR(pg_catalog.=) c.place"
-										 " AND k.response_expires_at OPERATOR(pg_catalog.<=) $1 RETURNING c.due");
+										 " ORDER BY c.response_expires_at LIMIT $2 FOR UPDATE SKIP LOCKED) AS d"
+										 " WHERE k.ctid OPERATOR(pg_catalog.=) d.place"
+										 " AND k.response_expires_at OPERATOR(pg_catalog.<=) $1 RETURNING d.due");
 			types[ntypes++] = TIMESTAMPTZOID;
 			types[ntypes++] = INT8OID;
 			types[ntypes++] = TIMESTAMPTZOID;
@@ -346,6 +346,7 @@ hide_refused_row(MemoryContext caller)
 			error->constraint_name != NULL && is_identity_index(error->constraint_name))
 			idem_report_lost_race();
 		error->detail = NULL;
+		error->hint = "An index or a constraint that was added to the table refuses the key's row: drop it.";
 		ReThrowError(error);
 	}
 	MemoryContextSwitchTo(errors);
