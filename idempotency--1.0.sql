@@ -14,11 +14,24 @@ COMMENT ON SCHEMA idempotency IS
 -- Storage
 ------------------------------------------------------------------------------
 
--- Fencing tokens. A free-standing sequence with CACHE 1: pg_dump restores its
--- position, which it does not for the identity column of an extension's table.
+-- The lower bits of fencing tokens; the upper ones are the second (keys.c). So
+-- its position need not travel with a dump, which would set it back where the
+-- database is in use.
 CREATE SEQUENCE idempotency.token_seq AS pg_catalog.int8 CACHE 1 NO CYCLE;
 COMMENT ON SEQUENCE idempotency.token_seq IS
-	'Fencing tokens of claims with a lease: every later claim gets a larger one';
+	'Keeps the fencing tokens of one second apart';
+
+-- What makes lock tags unguessable (locks.c). Each database has its own: not
+-- dumped, and granted to nobody.
+CREATE TABLE idempotency.lock_secret
+(
+	secret	pg_catalog.uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid()
+);
+COMMENT ON TABLE idempotency.lock_secret IS
+	'One row: the secret by which keys become advisory locks, so that pg_locks confirms no guess of a key';
+COMMENT ON COLUMN idempotency.lock_secret.secret IS
+	'Random; may be changed while nothing is running';
+INSERT INTO idempotency.lock_secret DEFAULT VALUES;
 
 -- One row per key. Fixed-width columns first, so that no byte is lost to
 -- alignment; what a key completed in one transaction does not need is NULL
@@ -36,6 +49,7 @@ CREATE TABLE idempotency.idempotency_keys
 	claimed_at			pg_catalog.timestamptz,
 	checkpointed_at		pg_catalog.timestamptz,
 	locked_until		pg_catalog.timestamptz,
+	lease_ms			pg_catalog.int8,
 	response_expires_at	pg_catalog.timestamptz,
 	redacted_at			pg_catalog.timestamptz,
 	claim_id			pg_catalog.uuid,
@@ -99,6 +113,8 @@ COMMENT ON COLUMN idempotency.idempotency_keys.checkpointed_at IS
 	'When recovery_point was last recorded; NULL if never';
 COMMENT ON COLUMN idempotency.idempotency_keys.locked_until IS
 	'In progress: the end of the lease. Failed: nobody may try again before';
+COMMENT ON COLUMN idempotency.idempotency_keys.lease_ms IS
+	'In progress: the length of the lease, by which it is renewed; NULL otherwise';
 COMMENT ON COLUMN idempotency.idempotency_keys.response_expires_at IS
 	'When the response goes, if earlier than the key';
 COMMENT ON COLUMN idempotency.idempotency_keys.redacted_at IS
@@ -136,7 +152,6 @@ COMMENT ON CONSTRAINT idempotency_keys_pkey ON idempotency.idempotency_keys IS
 COMMENT ON INDEX idempotency.idempotency_keys_expires_at_idx IS
 	'What clean-up walks along';
 
-SELECT pg_catalog.pg_extension_config_dump('idempotency.token_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('idempotency.idempotency_keys', '');
 
 -- Lifetimes and rules per operation. Intervals, so that it reads well; they
@@ -251,7 +266,9 @@ CREATE TYPE idempotency.claim_result AS
 	retry_after_ms		pg_catalog.int8,
 	created_at			pg_catalog.timestamptz,
 	completed_at		pg_catalog.timestamptz,
-	expires_at			pg_catalog.timestamptz
+	expires_at			pg_catalog.timestamptz,
+	locked_until		pg_catalog.timestamptz,
+	rival				pg_catalog.text
 );
 COMMENT ON TYPE idempotency.claim_result IS
 	'Answer of claim(): outcome is claimed, replay, in_progress, mismatch or held';
@@ -266,7 +283,7 @@ COMMENT ON COLUMN idempotency.claim_result.taken_over IS
 COMMENT ON COLUMN idempotency.claim_result.recovery_point IS
 	'claimed: the last step that an earlier attempt has safely passed';
 COMMENT ON COLUMN idempotency.claim_result.state IS
-	'claimed: what that attempt left to go on from there';
+	'claimed: what the work needs to go on from there, or what was recorded with the first claim';
 COMMENT ON COLUMN idempotency.claim_result.last_error IS
 	'claimed: what the last failed attempt reported';
 COMMENT ON COLUMN idempotency.claim_result.response_status IS
@@ -280,13 +297,17 @@ COMMENT ON COLUMN idempotency.claim_result.response_bytes IS
 COMMENT ON COLUMN idempotency.claim_result.fingerprint_checked IS
 	'True if this request was compared with the first one; both gave a request or fingerprint';
 COMMENT ON COLUMN idempotency.claim_result.retry_after_ms IS
-	'in_progress: when it makes sense to ask again, in milliseconds';
+	'in_progress: when it makes sense to ask again, in milliseconds; a hint, no longer than max_retry_after where a lease is in the way';
 COMMENT ON COLUMN idempotency.claim_result.created_at IS
-	'When the key was first claimed';
+	'When the key was first claimed; NULL where nothing is committed';
 COMMENT ON COLUMN idempotency.claim_result.completed_at IS
 	'replay: when the response was recorded';
 COMMENT ON COLUMN idempotency.claim_result.expires_at IS
 	'Until when the key is remembered';
+COMMENT ON COLUMN idempotency.claim_result.locked_until IS
+	'claimed with a lease: its end. in_progress: the end of the rival''s lease, or of retry_in';
+COMMENT ON COLUMN idempotency.claim_result.rival IS
+	'in_progress: what stands in the way. transaction: one that may still roll back; lease: a committed claim; retry: nobody, a failed key before its retry_in';
 
 CREATE TYPE idempotency.replay_result AS
 (
@@ -335,18 +356,22 @@ CREATE TYPE idempotency.lookup_result AS
 	completed_at		pg_catalog.timestamptz,
 	expires_at			pg_catalog.timestamptz,
 	response_expires_at	pg_catalog.timestamptz,
-	redacted_at			pg_catalog.timestamptz
+	redacted_at			pg_catalog.timestamptz,
+	response_status		pg_catalog.int4,
+	response_headers	pg_catalog.jsonb,
+	response_body		pg_catalog.text,
+	response_bytes		pg_catalog.bytea
 );
 COMMENT ON TYPE idempotency.lookup_result IS
-	'Answer of lookup(): everything about a key except the response';
+	'Answer of lookup(): everything about a key';
 COMMENT ON COLUMN idempotency.lookup_result.status IS
 	'completed, in_progress, failed or held; an abandoned key with hold_if_abandoned counts as held';
 COMMENT ON COLUMN idempotency.lookup_result.token IS
-	'Fencing token of the present or last claim';
+	'Fencing token of the present or last claim; shown to operators only, who may read the table';
 COMMENT ON COLUMN idempotency.lookup_result.attempt IS
 	'Number of the present or last attempt, from 1';
 COMMENT ON COLUMN idempotency.lookup_result.claim_id IS
-	'Uuid that the claimer gave';
+	'Uuid that the claimer gave; shown to operators only';
 COMMENT ON COLUMN idempotency.lookup_result.abandoned IS
 	'True if the claim was not finished and its lease has lapsed';
 COMMENT ON COLUMN idempotency.lookup_result.hold_if_abandoned IS
@@ -377,6 +402,14 @@ COMMENT ON COLUMN idempotency.lookup_result.response_expires_at IS
 	'When the response goes, if earlier than the key';
 COMMENT ON COLUMN idempotency.lookup_result.redacted_at IS
 	'When the response was removed while the key was kept';
+COMMENT ON COLUMN idempotency.lookup_result.response_status IS
+	'The recorded status';
+COMMENT ON COLUMN idempotency.lookup_result.response_headers IS
+	'The recorded headers; NULL once the response was removed';
+COMMENT ON COLUMN idempotency.lookup_result.response_body IS
+	'The recorded body; NULL once the response was removed';
+COMMENT ON COLUMN idempotency.lookup_result.response_bytes IS
+	'The recorded body where it is not text; NULL once the response was removed';
 
 ------------------------------------------------------------------------------
 -- Calls. No overloads, ever: each name has one signature.
@@ -393,7 +426,9 @@ CREATE FUNCTION idempotency.claim(
 	wait pg_catalog.interval DEFAULT NULL,
 	claim_id pg_catalog.uuid DEFAULT NULL,
 	hold_if_abandoned pg_catalog.bool DEFAULT NULL,
-	note pg_catalog.text DEFAULT NULL)
+	note pg_catalog.text DEFAULT NULL,
+	state pg_catalog.jsonb DEFAULT NULL,
+	wait_for pg_catalog.text DEFAULT NULL)
 RETURNS idempotency.claim_result
 AS 'MODULE_PATHNAME', 'idempotency_claim'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
@@ -408,13 +443,14 @@ CREATE FUNCTION idempotency.complete(
 	response_body pg_catalog.text DEFAULT NULL,
 	response_headers pg_catalog.jsonb DEFAULT NULL,
 	response_bytes pg_catalog.bytea DEFAULT NULL,
+	ttl pg_catalog.interval DEFAULT NULL,
 	token pg_catalog.int8 DEFAULT NULL,
-	ttl pg_catalog.interval DEFAULT NULL)
+	refuse_repeat pg_catalog.bool DEFAULT NULL)
 RETURNS pg_catalog.timestamptz
 AS 'MODULE_PATHNAME', 'idempotency_complete'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 COMMENT ON FUNCTION idempotency.complete IS
-	'The work is done: records the response, once, and says until when it will be replayed';
+	'The work is done: records the response, once, and says until when it will be replayed. The very same completion again changes nothing, or is an error with refuse_repeat: say so wherever rows are written beside it';
 
 CREATE FUNCTION idempotency.fail(
 	scope pg_catalog.text,
@@ -428,6 +464,20 @@ AS 'MODULE_PATHNAME', 'idempotency_fail'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 COMMENT ON FUNCTION idempotency.fail IS
 	'I know that nothing happened: the next claim gets the key, at once or after retry_in';
+
+CREATE FUNCTION idempotency.record_failure(
+	scope pg_catalog.text,
+	operation pg_catalog.text,
+	key pg_catalog.text,
+	error pg_catalog.text DEFAULT NULL,
+	retry_in pg_catalog.interval DEFAULT NULL,
+	request pg_catalog.jsonb DEFAULT NULL,
+	fingerprint pg_catalog.bytea DEFAULT NULL)
+RETURNS pg_catalog.bool
+AS 'MODULE_PATHNAME', 'idempotency_record_failure'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.record_failure IS
+	'claim() and fail() in one call, after the transaction that claimed was rolled back; false if somebody else has the key by now';
 
 CREATE FUNCTION idempotency.release(
 	scope pg_catalog.text,
@@ -450,7 +500,7 @@ RETURNS pg_catalog.timestamptz
 AS 'MODULE_PATHNAME', 'idempotency_extend'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 COMMENT ON FUNCTION idempotency.extend IS
-	'Heartbeat: renews the lease from now on and returns its new end';
+	'Heartbeat: renews the lease from now on, by its own length if none is given, and returns its new end';
 
 CREATE FUNCTION idempotency.replay(
 	scope pg_catalog.text,
@@ -470,7 +520,7 @@ RETURNS SETOF idempotency.lookup_result
 AS 'MODULE_PATHNAME', 'idempotency_lookup'
 LANGUAGE C STABLE CALLED ON NULL INPUT PARALLEL UNSAFE ROWS 1;
 COMMENT ON FUNCTION idempotency.lookup IS
-	'Everything about a key except its response. Read-only. No row is never a permission to do the work';
+	'Everything about a key, with its response where that is still there. Read-only. No row is never a permission to do the work';
 
 CREATE FUNCTION idempotency.forget(
 	scope pg_catalog.text,
@@ -500,6 +550,14 @@ LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION idempotency.fingerprint IS
 	'SHA-256 of a request, equal exactly where jsonb = says equal: order of members and spelling of numbers do not matter';
 
+CREATE FUNCTION idempotency.fingerprint_bytes(
+	request pg_catalog.bytea)
+RETURNS pg_catalog.bytea
+AS 'MODULE_PATHNAME', 'idempotency_fingerprint_bytes'
+LANGUAGE C STABLE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.fingerprint_bytes IS
+	'The same of a request as it came over the wire: that of the JSON where it is JSON that jsonb takes, of the bytes otherwise';
+
 CREATE FUNCTION idempotency.content_key(
 	request pg_catalog.jsonb,
 	period pg_catalog.interval DEFAULT NULL)
@@ -526,8 +584,8 @@ CREATE FUNCTION idempotency.checkpoint(
 	key pg_catalog.text,
 	recovery_point pg_catalog.text,
 	state pg_catalog.jsonb DEFAULT NULL,
-	token pg_catalog.int8 DEFAULT NULL,
-	lease pg_catalog.interval DEFAULT NULL)
+	lease pg_catalog.interval DEFAULT NULL,
+	token pg_catalog.int8 DEFAULT NULL)
 RETURNS pg_catalog.timestamptz
 AS 'MODULE_PATHNAME', 'idempotency_checkpoint'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
@@ -540,11 +598,11 @@ CREATE FUNCTION idempotency.hold(
 	key pg_catalog.text,
 	reason pg_catalog.text DEFAULT NULL,
 	token pg_catalog.int8 DEFAULT NULL)
-RETURNS pg_catalog.bool
+RETURNS pg_catalog.int8
 AS 'MODULE_PATHNAME', 'idempotency_hold'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 COMMENT ON FUNCTION idempotency.hold IS
-	'The outcome is unknown: nobody gets the key until its owner completes it with the token or a person decides';
+	'The outcome is unknown: nobody gets the key until its owner completes it or a person decides. Returns the token by which either does';
 
 CREATE FUNCTION idempotency.resolve(
 	scope pg_catalog.text,
@@ -575,13 +633,14 @@ CREATE FUNCTION idempotency.once_batch(
 	operation pg_catalog.text,
 	keys pg_catalog.text[],
 	ttl pg_catalog.interval DEFAULT NULL,
+	skip_undecided pg_catalog.bool DEFAULT NULL,
 	OUT key pg_catalog.text,
 	OUT first pg_catalog.bool)
 RETURNS SETOF pg_catalog.record
 AS 'MODULE_PATHNAME', 'idempotency_once_batch'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE ROWS 1000;
 COMMENT ON FUNCTION idempotency.once_batch IS
-	'once() for many keys in one statement, in the order given';
+	'once() for many keys in one statement, in the order given. With skip_undecided, first is NULL for a key that a claim holds up, instead of an error for all';
 
 CREATE FUNCTION idempotency.run(
 	scope pg_catalog.text,
@@ -591,12 +650,15 @@ CREATE FUNCTION idempotency.run(
 	args pg_catalog.jsonb DEFAULT NULL,
 	request pg_catalog.jsonb DEFAULT NULL,
 	ttl pg_catalog.interval DEFAULT NULL,
-	wait pg_catalog.interval DEFAULT NULL)
+	wait pg_catalog.interval DEFAULT NULL,
+	response_status pg_catalog.int4 DEFAULT NULL,
+	response_headers pg_catalog.jsonb DEFAULT NULL,
+	fingerprint pg_catalog.bytea DEFAULT NULL)
 RETURNS idempotency.claim_result
 AS 'MODULE_PATHNAME', 'idempotency_run'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 COMMENT ON FUNCTION idempotency.run IS
-	'Claims the key, executes the command as the caller, with args as $1, and records its result, in one call; a repeat replays';
+	'Claims the key, executes the command as the caller, with args as $1, and records its result with that status and those headers, in one call; a repeat replays';
 
 CREATE FUNCTION idempotency.claim_abandoned(
 	operation pg_catalog.text DEFAULT NULL,
@@ -608,7 +670,11 @@ CREATE FUNCTION idempotency.claim_abandoned(
 	OUT token pg_catalog.int8,
 	OUT attempt pg_catalog.int4,
 	OUT recovery_point pg_catalog.text,
-	OUT state pg_catalog.jsonb)
+	OUT state pg_catalog.jsonb,
+	OUT note pg_catalog.text,
+	OUT last_error pg_catalog.text,
+	OUT created_at pg_catalog.timestamptz,
+	OUT locked_until pg_catalog.timestamptz)
 RETURNS SETOF pg_catalog.record
 AS 'MODULE_PATHNAME', 'idempotency_claim_abandoned'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE ROWS 100;
@@ -650,7 +716,9 @@ CREATE FUNCTION idempotency.import_completed(
 	response_bytes pg_catalog.bytea DEFAULT NULL,
 	created_at pg_catalog.timestamptz DEFAULT NULL,
 	completed_at pg_catalog.timestamptz DEFAULT NULL,
-	expires_at pg_catalog.timestamptz DEFAULT NULL)
+	expires_at pg_catalog.timestamptz DEFAULT NULL,
+	request pg_catalog.jsonb DEFAULT NULL,
+	fingerprint pg_catalog.bytea DEFAULT NULL)
 RETURNS pg_catalog.bool
 AS 'MODULE_PATHNAME', 'idempotency_import_completed'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
@@ -705,6 +773,19 @@ CREATE TRIGGER config_emptied
 	FOR EACH STATEMENT EXECUTE FUNCTION idempotency.config_changed();
 ALTER TABLE idempotency.role_bindings ENABLE ALWAYS TRIGGER config_emptied;
 COMMENT ON TRIGGER config_emptied ON idempotency.role_bindings IS
+	'Tells every connection that the table was emptied';
+
+CREATE TRIGGER config_changed
+	AFTER INSERT OR UPDATE OR DELETE ON idempotency.lock_secret
+	FOR EACH ROW EXECUTE FUNCTION idempotency.config_changed();
+ALTER TABLE idempotency.lock_secret ENABLE ALWAYS TRIGGER config_changed;
+COMMENT ON TRIGGER config_changed ON idempotency.lock_secret IS
+	'Tells every connection that the table has changed';
+CREATE TRIGGER config_emptied
+	AFTER TRUNCATE ON idempotency.lock_secret
+	FOR EACH STATEMENT EXECUTE FUNCTION idempotency.config_changed();
+ALTER TABLE idempotency.lock_secret ENABLE ALWAYS TRIGGER config_emptied;
+COMMENT ON TRIGGER config_emptied ON idempotency.lock_secret IS
 	'Tells every connection that the table was emptied';
 
 CREATE FUNCTION idempotency.set_policy(
@@ -996,7 +1077,7 @@ REVOKE ALL ON ALL SEQUENCES IN SCHEMA idempotency FROM PUBLIC;
 REVOKE ALL ON TYPE idempotency.claim_result, idempotency.replay_result,
 	idempotency.lookup_result FROM PUBLIC;
 -- The row types of the relations, which PUBLIC could use by default.
-REVOKE ALL ON TYPE idempotency.idempotency_keys, idempotency.policies,
+REVOKE ALL ON TYPE idempotency.idempotency_keys, idempotency.lock_secret, idempotency.policies,
 	idempotency.role_bindings, idempotency.cleanup_runs, idempotency.stats,
 	idempotency.keys_by_operation, idempotency.abandoned,
 	idempotency.effective_policies FROM PUBLIC;

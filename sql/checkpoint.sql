@@ -5,18 +5,19 @@ RESET client_min_messages;
 
 -- The owner records where it is; the next one is told.
 SELECT token AS first FROM idempotency.claim('checkpoint', 'pay', '1', lease => '5 min') \gset
-SELECT idempotency.checkpoint('checkpoint', 'pay', '1', 'reserved', '{"seat": 12}', :first) > now() AS renewed;
+SELECT idempotency.checkpoint('checkpoint', 'pay', '1', 'reserved', '{"seat": 12}', token => :first) > now() AS renewed;
 SELECT status, recovery_point, state, checkpointed_at >= created_at AS noted, attempt FROM idempotency.lookup('checkpoint', 'pay', '1');
 -- State that is not given stays; the point is replaced.
 SELECT idempotency.checkpoint('checkpoint', 'pay', '1', 'charged', token => :first) > now() AS renewed;
 SELECT recovery_point, state FROM idempotency.lookup('checkpoint', 'pay', '1');
-SELECT idempotency.checkpoint('checkpoint', 'pay', '1', 'charged', '{"charge": "ch_1", "amount": 1.10}', :first) > now() AS renewed;
--- The lease is renewed: by a length that is given, a policy's, the setting's.
+SELECT idempotency.checkpoint('checkpoint', 'pay', '1', 'charged', '{"charge": "ch_1", "amount": 1.10}', token => :first) > now() AS renewed;
+-- The lease is renewed: by its own length or one that is given, and never shortened unasked.
 BEGIN;
-SELECT idempotency.checkpoint('checkpoint', 'pay', '1', 'charged', token => :first, lease => '20 min') BETWEEN now() + interval '20 min' AND clock_timestamp() + interval '20 min' AS given;
-SELECT idempotency.checkpoint('checkpoint', 'pay', '1', 'charged', token => :first) BETWEEN now() + interval '1 min' AND clock_timestamp() + interval '1 min' AS setting;
 SELECT idempotency.set_policy('pay', lease => '7 min');
-SELECT idempotency.checkpoint('checkpoint', 'pay', '1', 'charged', token => :first) BETWEEN now() + interval '7 min' AND clock_timestamp() + interval '7 min' AS policy;
+SELECT idempotency.checkpoint('checkpoint', 'pay', '1', 'charged', token => :first) BETWEEN now() + interval '5 min' AND clock_timestamp() + interval '5 min' AS its_own;
+SELECT idempotency.checkpoint('checkpoint', 'pay', '1', 'charged', token => :first, lease => '20 min') BETWEEN now() + interval '20 min' AND clock_timestamp() + interval '20 min' AS given;
+SELECT idempotency.checkpoint('checkpoint', 'pay', '1', 'charged', token => :first) BETWEEN now() + interval '20 min' AND clock_timestamp() + interval '20 min' AS not_shorter;
+SELECT idempotency.checkpoint('checkpoint', 'pay', '1', 'charged', token => :first, lease => '2 min') BETWEEN now() + interval '2 min' AND clock_timestamp() + interval '2 min' AS given;
 ROLLBACK;
 -- Somebody else sees none of it while the claim is open.
 SELECT outcome, recovery_point, state FROM idempotency.claim('checkpoint', 'pay', '1', lease => '5 min');
@@ -82,7 +83,7 @@ ROLLBACK;
 
 -- An expired key's recovery point is not the next life's.
 SELECT token FROM idempotency.claim('checkpoint', 'expired', '1', lease => '1 min', ttl => '1 us') \gset
-SELECT idempotency.checkpoint('checkpoint', 'expired', '1', 'old', '{}', :token, '1 us') IS NOT NULL AS let_go;
+SELECT idempotency.checkpoint('checkpoint', 'expired', '1', 'old', '{}', '1 us', :token) IS NOT NULL AS let_go;
 SELECT outcome, attempt, taken_over, recovery_point, state FROM idempotency.claim('checkpoint', 'expired', '1', lease => '1 min');
 
 -- Bad input.
@@ -92,7 +93,7 @@ SELECT idempotency.checkpoint('checkpoint', 'bad', '1', 'p', token => :token, le
 SELECT idempotency.checkpoint('checkpoint', 'bad', '1', 'p');
 SELECT idempotency.checkpoint('checkpoint', 'bad', '1', 'p', token => :token + 1);
 SET idempotency.max_response_size = '1kB';
-SELECT idempotency.checkpoint('checkpoint', 'bad', '1', 'p', to_jsonb(repeat('x', 2000)), :token);
+SELECT idempotency.checkpoint('checkpoint', 'bad', '1', 'p', to_jsonb(repeat('x', 2000)), token => :token);
 SELECT idempotency.checkpoint('checkpoint', 'bad', '1', repeat('x', 2000), token => :token);
 RESET idempotency.max_response_size;
 SELECT status, recovery_point FROM idempotency.lookup('checkpoint', 'bad', '1');

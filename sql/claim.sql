@@ -33,10 +33,10 @@ ROLLBACK;
 
 -- The columns of the result, in their order. New ones come after these.
 SELECT string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' ORDER BY attnum)
-FROM pg_attribute WHERE attrelid = 'idempotency.claim_result'::regclass AND attnum BETWEEN 1 AND 16;
+FROM pg_attribute WHERE attrelid = 'idempotency.claim_result'::regclass AND attnum BETWEEN 1 AND 18;
 -- All that is not NULL, for every outcome; what differs from run to run is "set".
 CREATE FUNCTION pg_temp.whole(k text, request jsonb) RETURNS jsonb LANGUAGE sql AS $$
-	SELECT jsonb_object_agg(key, CASE WHEN key ~ '_at$|token|retry_after' THEN '"set"' ELSE value END)
+	SELECT jsonb_object_agg(key, CASE WHEN key ~ '_at$|token|retry_after|locked_until' THEN '"set"' ELSE value END)
 	FROM idempotency.claim('claim', 'whole', k, request, lease => '1 hour') c, jsonb_each(jsonb_strip_nulls(to_jsonb(c)))
 $$;
 SELECT pg_temp.whole('a', '{}') AS claimed;

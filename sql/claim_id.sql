@@ -48,7 +48,7 @@ SELECT idempotency.release('claim_id', 'op', '5', :token);
 SELECT outcome, token > :token AS larger, attempt FROM idempotency.claim('claim_id', 'op', '5', lease => '5 min', claim_id => :'mine');
 -- Held: also for who held it, by the word or by its absence.
 SELECT token FROM idempotency.claim('claim_id', 'op', '6', lease => '5 min', claim_id => :'mine') \gset
-SELECT idempotency.hold('claim_id', 'op', '6', token => :token);
+SELECT idempotency.hold('claim_id', 'op', '6', token => :token) > 0 AS held;
 SELECT outcome, token FROM idempotency.claim('claim_id', 'op', '6', lease => '5 min', claim_id => :'mine');
 SELECT outcome FROM idempotency.claim('claim_id', 'op', '7', lease => '1 us', claim_id => :'mine', hold_if_abandoned => true);
 SELECT outcome, token FROM idempotency.claim('claim_id', 'op', '7', lease => '5 min', claim_id => :'mine', hold_if_abandoned => true);
@@ -57,7 +57,7 @@ SELECT token FROM idempotency.claim('claim_id', 'op', '8', lease => '1 us', ttl 
 SELECT outcome, token > :token AS larger, attempt, taken_over FROM idempotency.claim('claim_id', 'op', '8', lease => '5 min', claim_id => :'mine');
 -- The checkpoints of the claim come along.
 SELECT token FROM idempotency.claim('claim_id', 'op', '9', lease => '5 min', claim_id => :'mine') \gset
-SELECT idempotency.checkpoint('claim_id', 'op', '9', 'charged', '{"a": 1}', :token) > now() AS renewed;
+SELECT idempotency.checkpoint('claim_id', 'op', '9', 'charged', '{"a": 1}', token => :token) > now() AS renewed;
 SELECT outcome, recovery_point, state, taken_over FROM idempotency.claim('claim_id', 'op', '9', lease => '5 min', claim_id => :'mine');
 -- In one transaction, with and without a lease, and after a savepoint.
 BEGIN;

@@ -135,3 +135,43 @@ SELECT idempotency.complete('complete', 'refused', '2', 200, 'text', token => :t
 \echo :SQLSTATE
 SELECT status FROM idempotency.lookup('complete', 'refused', '2');
 SELECT idempotency.complete('complete', 'refused', '2', 200, 'text', token => :token) > now() AS done;
+
+-- A repeat that is to be refused, so that rows written beside it roll back.
+CREATE TEMP TABLE refuse_ledger (what text);
+SELECT token FROM idempotency.claim('complete', 'refuse', '1', lease => '5 min') \gset
+BEGIN;
+INSERT INTO refuse_ledger VALUES ('first');
+SELECT idempotency.complete('complete', 'refuse', '1', 201, 'paid', token => :token, refuse_repeat => true) > now() AS done;
+COMMIT;
+BEGIN;
+INSERT INTO refuse_ledger VALUES ('again');
+SELECT idempotency.complete('complete', 'refuse', '1', 201, 'paid', token => :token, refuse_repeat => true);
+\echo :SQLSTATE
+COMMIT;
+SELECT * FROM refuse_ledger;
+-- In the transaction of the claim, too.
+BEGIN;
+SELECT outcome FROM idempotency.claim('complete', 'refuse', '2');
+SELECT idempotency.complete('complete', 'refuse', '2', 201, refuse_repeat => true) > now() AS done;
+SELECT idempotency.complete('complete', 'refuse', '2', 201, refuse_repeat => true) > now() AS done;
+ROLLBACK;
+-- Without it the repeat succeeds and changes nothing, its ttl included.
+SELECT idempotency.complete('complete', 'refuse', '1', 201, 'paid', token => :token, ttl => '30 days') = expires_at AS as_it_was FROM idempotency.lookup('complete', 'refuse', '1');
+
+-- What is no response is refused, and the claim stays open.
+CREATE FUNCTION pg_temp.refused(status int, headers jsonb) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM idempotency.complete('complete', 'refuse', 'open', status, 'x', headers);
+	RETURN 'accepted';
+EXCEPTION WHEN invalid_parameter_value THEN
+	RETURN SQLSTATE || ' ' || SQLERRM;
+END $$;
+BEGIN;
+SELECT outcome FROM idempotency.claim('complete', 'refuse', 'open');
+SELECT status, headers, pg_temp.refused(status, headers::jsonb) FROM (VALUES
+	(-1, NULL), (200, 'null'), (200, '"text"'), (200, '1'), (200, '[1, 2, [3]]'), (200, '["a", "b"]'), (200, '[["a"]]'), (200, '[["a", "b", "c"]]'),
+	(200, '[[1, "b"]]'), (200, '[["a", null]]'), (200, '[["a", ["b"]]]'), (200, '[["", "b"]]'), (200, '[{"a": "b"}]'), (200, '{"a": null}'), (200, '{"a": true}'),
+	(200, '{"a": {"b": "c"}}'), (200, '{"a": [["b"]]}'), (200, '{"": "b"}'), (200, '{"a b": "c"}'), (200, '{"a:": "c"}'), (200, '{"a": "b\r\nSet-Cookie: c"}'), (200, '{"a\n": "b"}'), (200, '[["a", "b\n"]]')
+) AS v(status, headers);
+SELECT idempotency.complete('complete', 'refuse', 'open', 200, 'x', '{"A": "b", "c": ["d", "e"], "Length": 3}') > now() AS accepted;
+COMMIT;

@@ -43,7 +43,7 @@ SELECT attname, format_type(atttypid, atttypmod) AS type, attnotnull, nullif(att
 WHERE attrelid = 'idempotency.idempotency_keys'::regclass AND attnum > 0 ORDER BY attnum;
 SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'idempotency.idempotency_keys'::regclass AND contype = 'p';
 SELECT relpersistence, relreplident, relrowsecurity FROM pg_class WHERE oid = 'idempotency.idempotency_keys'::regclass;
--- Its rows and the tokens travel with a dump.
+-- Its rows and the policies travel with a dump; tokens need not (src/keys.c).
 SELECT c::regclass FROM pg_extension, unnest(extconfig) c WHERE extname = 'idempotency' AND c::regclass::text ~ 'idempotency_keys|token_seq|policies' ORDER BY c::regclass::text;
 
 -- Dropped and created again on one connection, between two calls, and in the
@@ -56,7 +56,7 @@ COMMIT;
 DROP EXTENSION idempotency;
 SELECT outcome FROM idempotency.claim('extension', 'key', 'first', lease => '1 hour');
 CREATE EXTENSION idempotency;
-SELECT outcome, attempt, token FROM idempotency.claim('extension', 'key', 'first', lease => '1 hour');
+SELECT outcome, attempt, token > 0 AS token FROM idempotency.claim('extension', 'key', 'first', lease => '1 hour');
 BEGIN;
 SELECT outcome, attempt FROM idempotency.claim('extension', 'key', 'own');
 SELECT idempotency.complete('extension', 'key', 'own', 200, 'in the second') > now() AS done;
@@ -81,12 +81,12 @@ SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 18756 A
 -- Created, used, and undone in one transaction; then created for good.
 BEGIN;
 CREATE EXTENSION idempotency;
-SELECT outcome, token FROM idempotency.claim('extension', 'key', 'undone', lease => '1 hour');
+SELECT outcome, token > 0 AS token FROM idempotency.claim('extension', 'key', 'undone', lease => '1 hour');
 ROLLBACK;
 SELECT to_regnamespace('idempotency');
 BEGIN;
 CREATE EXTENSION idempotency;
-SELECT outcome, token FROM idempotency.claim('extension', 'key', 'kept', lease => '1 hour');
+SELECT outcome, token > 0 AS token FROM idempotency.claim('extension', 'key', 'kept', lease => '1 hour');
 COMMIT;
 SELECT status FROM idempotency.lookup('extension', 'key', 'kept');
 -- Dropped and created within a transaction that goes on with it.

@@ -97,3 +97,33 @@ SELECT idempotency.release('fail_release', 'release', 'fourth');
 \echo :SQLSTATE
 ROLLBACK;
 SELECT count(*) FROM idempotency.lookup('fail_release', 'release', 'fourth');
+
+-- A failure that is recorded after its transaction was rolled back: one call,
+-- in which nobody else can get the key.
+BEGIN;
+SELECT outcome FROM idempotency.claim('fail_release', 'record', '1', '{"a": 1}');
+ROLLBACK;
+SELECT idempotency.record_failure('fail_release', 'record', '1', 'the bank is down', '1 hour', request => '{"a": 1}') AS recorded;
+SELECT status, attempt, last_error, locked_until > now() AS later FROM idempotency.lookup('fail_release', 'record', '1');
+SELECT outcome, rival, locked_until > now() + interval '50 min' AS later, retry_after_ms > 3000000 AS all_of_it FROM idempotency.claim('fail_release', 'record', '1', '{"a": 1}');
+SELECT outcome FROM idempotency.claim('fail_release', 'record', '1', '{"a": 2}');
+-- The next attempt's failure counts on.
+UPDATE idempotency.idempotency_keys SET locked_until = now() WHERE scope = 'fail_release' AND operation = 'record';
+SELECT idempotency.record_failure('fail_release', 'record', '1', 'still down') AS recorded;
+SELECT status, attempt, last_error FROM idempotency.lookup('fail_release', 'record', '1');
+-- Of a claim that is open in this transaction it is fail().
+BEGIN;
+SELECT outcome, attempt FROM idempotency.claim('fail_release', 'record', '1');
+SELECT idempotency.record_failure('fail_release', 'record', '1', 'no') AS recorded;
+COMMIT;
+SELECT status, attempt, last_error FROM idempotency.lookup('fail_release', 'record', '1');
+-- Not of what somebody else has or has done by now.
+SELECT outcome FROM idempotency.claim('fail_release', 'record', 'leased', lease => '5 min');
+SELECT idempotency.once('fail_release', 'record', 'done');
+SELECT idempotency.record_failure('fail_release', 'record', key, 'late') AS recorded FROM unnest(ARRAY['leased', 'done']) AS key;
+SELECT status, last_error FROM unnest(ARRAY['leased', 'done']) AS key, LATERAL idempotency.lookup('fail_release', 'record', key);
+-- The last attempt that a policy allows is held.
+SELECT idempotency.set_policy('record twice', max_attempts => 2);
+SELECT idempotency.record_failure('fail_release', 'record twice', '1', 'one') AS first, idempotency.record_failure('fail_release', 'record twice', '1', 'two') AS second;
+SELECT status, attempt, last_error FROM idempotency.lookup('fail_release', 'record twice', '1');
+SELECT idempotency.drop_policy('record twice');

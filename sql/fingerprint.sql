@@ -82,3 +82,29 @@ SELECT attempt, idempotency.effect_key('fingerprint', 'charge', '1', 'charge car
 
 -- The fingerprint depends on the request alone, so it can be indexed.
 CREATE INDEX ON digest (idempotency.fingerprint(request));
+
+-- Of a request as it came over the wire: that of the JSON where it is JSON, so
+-- that it makes no difference who parses it; of the bytes otherwise.
+SELECT idempotency.fingerprint_bytes(convert_to(' {"b": 1.0, "a": "\u00e9"}', 'UTF8')) = idempotency.fingerprint('{"a": "é", "b": 1}') AS json;
+-- Valid JSON that jsonb does not take, and the SQLSTATE of a cast.
+CREATE TEMP TABLE wire (what text, bytes bytea);
+INSERT INTO wire VALUES
+	('null character', '{"a": "\\u0000"}'), ('half a pair', '{"a": "\\ud83d"}'), ('number', '{"a": 1e400000}'),
+	('deep', convert_to(repeat('[', 20000) || repeat(']', 20000), 'UTF8')),
+	('no json', 'a=1&b=2'), ('no text', '\xff00fe'), ('zero byte', '\x7b7d00'), ('nothing', '');
+CREATE FUNCTION pg_temp.as_request(bytes bytea) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM idempotency.fingerprint(convert_from(bytes, 'UTF8')::jsonb);
+	RETURN 'accepted';
+EXCEPTION WHEN OTHERS THEN
+	RETURN SQLSTATE;
+END $$;
+SELECT what, pg_temp.as_request(bytes), length(idempotency.fingerprint_bytes(bytes)), idempotency.fingerprint_bytes(bytes) = idempotency.fingerprint_bytes(bytes) AS same FROM wire;
+SELECT count(DISTINCT idempotency.fingerprint_bytes(bytes)) FROM wire;
+-- It goes where a fingerprint goes; a transaction around it goes on.
+BEGIN;
+SELECT outcome FROM idempotency.claim('fingerprint', 'wire', '1', fingerprint => idempotency.fingerprint_bytes('{"a": "\\u0000"}'));
+SELECT idempotency.complete('fingerprint', 'wire', '1', 200) > now() AS done;
+COMMIT;
+SELECT outcome FROM idempotency.claim('fingerprint', 'wire', '1', fingerprint => idempotency.fingerprint_bytes('{"a": "\\u0001"}'));
+SELECT outcome FROM idempotency.claim('fingerprint', 'wire', '1', fingerprint => idempotency.fingerprint_bytes('{"a": "\\u0000"}'));

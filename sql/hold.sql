@@ -15,8 +15,8 @@ END $$;
 
 -- The network did not answer.
 SELECT token FROM idempotency.claim('hold', 'pay', '1', '{"a": 1}', lease => '1 us', note => 'trace 7') \gset
-SELECT idempotency.checkpoint('hold', 'pay', '1', 'sent', '{"to": "card network"}', :token, '5 min') > now() AS renewed;
-SELECT idempotency.hold('hold', 'pay', '1', 'no answer from the card network', :token);
+SELECT idempotency.checkpoint('hold', 'pay', '1', 'sent', '{"to": "card network"}', '5 min', :token) > now() AS renewed;
+SELECT idempotency.hold('hold', 'pay', '1', 'no answer from the card network', :token) > 0 AS held;
 -- Everybody is told so, at once; a wait does not wait.
 SELECT outcome, token, attempt, response_body, last_error, retry_after_ms FROM idempotency.claim('hold', 'pay', '1', '{"a": 1}', lease => '5 min', wait => '1 min');
 SELECT outcome FROM idempotency.claim('hold', 'pay', '1', '{"a": 2}', lease => '5 min');
@@ -47,7 +47,7 @@ SELECT count(*) AS left FROM idempotency.abandoned WHERE scope = 'hold';
 -- Decided: nothing happened. The next attempt may begin, the old token is
 -- worth nothing.
 SELECT token AS first FROM idempotency.claim('hold', 'pay', '2', lease => '5 min') \gset
-SELECT idempotency.hold('hold', 'pay', '2', 'no answer', :first);
+SELECT idempotency.hold('hold', 'pay', '2', 'no answer', :first) > 0 AS held;
 SELECT idempotency.resolve('hold', 'pay', '2', 'retry', 'asked the network: no charge');
 SELECT status, last_error, note, expires_at - now() > interval '23 hours' AS failed_ttl FROM idempotency.lookup('hold', 'pay', '2');
 SELECT pg_temp.says(format($$idempotency.complete('hold', 'pay', '2', 201, token => %s)$$, :first)) AS late_owner;
@@ -56,13 +56,13 @@ SELECT pg_temp.says(format($$idempotency.complete('hold', 'pay', '2', 201, token
 SELECT pg_temp.says($$idempotency.resolve('hold', 'pay', '2', 'retry')$$) AS nothing_to_decide;
 -- Decided: forget it.
 SELECT token FROM idempotency.claim('hold', 'pay', '3', lease => '5 min') \gset
-SELECT idempotency.hold('hold', 'pay', '3', token => :token);
+SELECT idempotency.hold('hold', 'pay', '3', token => :token) > 0 AS held;
 SELECT idempotency.resolve('hold', 'pay', '3', 'forget');
 SELECT count(*) AS rows FROM idempotency.lookup('hold', 'pay', '3');
 SELECT pg_temp.says(format($$idempotency.complete('hold', 'pay', '3', 201, token => %s)$$, :token)) AS late_owner;
 -- By force, for who knows.
 SELECT token FROM idempotency.claim('hold', 'pay', '4', lease => '5 min') \gset
-SELECT idempotency.hold('hold', 'pay', '4', token => :token);
+SELECT idempotency.hold('hold', 'pay', '4', token => :token) > 0 AS held;
 SELECT idempotency.forget('hold', 'pay', '4', force => true);
 -- An abandoned key can be decided about, too; a live or finished one cannot.
 SELECT token FROM idempotency.claim('hold', 'pay', '5', lease => '1 us') \gset
@@ -76,7 +76,7 @@ SELECT idempotency.resolve('hold', 'pay', '5', NULL);
 -- A claim without a lease can be held, too: it gets a token then.
 BEGIN;
 SELECT outcome FROM idempotency.claim('hold', 'no lease', '1', '{"a": 1}');
-SELECT idempotency.hold('hold', 'no lease', '1', 'looks odd');
+SELECT idempotency.hold('hold', 'no lease', '1', 'looks odd') > 0 AS held;
 SELECT pg_temp.says($$idempotency.fail('hold', 'no lease', '1')$$) AS fail, pg_temp.says($$idempotency.release('hold', 'no lease', '1')$$) AS release;
 COMMIT;
 SELECT status, token IS NOT NULL AS has_token, last_error FROM idempotency.lookup('hold', 'no lease', '1');
@@ -84,14 +84,14 @@ SELECT outcome FROM idempotency.claim('hold', 'no lease', '1', lease => '1 min')
 SELECT idempotency.complete('hold', 'no lease', '1', 200, token => token) > now() AS done FROM idempotency.lookup('hold', 'no lease', '1');
 BEGIN;
 SELECT outcome FROM idempotency.claim('hold', 'no lease', '2');
-SELECT idempotency.hold('hold', 'no lease', '2', 'wait a moment');
+SELECT idempotency.hold('hold', 'no lease', '2', 'wait a moment') > 0 AS held;
 SELECT idempotency.complete('hold', 'no lease', '2', 200, 'it was nothing') > now() AS done;
 COMMIT;
 SELECT response_body FROM idempotency.replay('hold', 'no lease', '2');
 BEGIN;
 SELECT outcome FROM idempotency.claim('hold', 'no lease', '3');
 SAVEPOINT a;
-SELECT idempotency.hold('hold', 'no lease', '3');
+SELECT idempotency.hold('hold', 'no lease', '3') > 0 AS held;
 ROLLBACK TO a;
 SELECT idempotency.complete('hold', 'no lease', '3', 200) > now() AS done;
 COMMIT;

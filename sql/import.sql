@@ -19,7 +19,7 @@ SELECT response_status, response_body FROM idempotency.replay('import 1', 'POST 
 -- What is known here stands, whatever it is.
 SELECT token FROM idempotency.claim('import', 'op', 'open', lease => '1 min') \gset
 SELECT idempotency.import_completed('import', 'op', 'open', 200);
-SELECT idempotency.hold('import', 'op', 'open', token => :token);
+SELECT idempotency.hold('import', 'op', 'open', token => :token) > 0 AS held;
 SELECT idempotency.import_completed('import', 'op', 'open', 200);
 SELECT status FROM idempotency.lookup('import', 'op', 'open');
 -- Expired here is absent; its token is outdated.

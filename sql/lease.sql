@@ -7,7 +7,11 @@ RESET client_min_messages;
 SELECT outcome, attempt, token FROM idempotency.claim('lease', 'charge', '1', '{"a": 1}', lease => '5 min') \gset
 \echo :outcome :attempt
 SELECT status, token = :token AS token, abandoned, locked_until - created_at AS lease FROM idempotency.lookup('lease', 'charge', '1');
-SELECT outcome, token, retry_after_ms BETWEEN 290000 AND 300000 AS what_is_left FROM idempotency.claim('lease', 'charge', '1', lease => '5 min');
+-- When to ask again is a hint, with a cap; locked_until is the truth.
+SELECT outcome, token, retry_after_ms, rival, locked_until = created_at + interval '5 min' AS lease_end FROM idempotency.claim('lease', 'charge', '1', lease => '5 min');
+SET idempotency.max_retry_after = '1h';
+SELECT outcome, token, retry_after_ms BETWEEN 240000 AND 300000 AS what_is_left FROM idempotency.claim('lease', 'charge', '1', lease => '5 min');
+RESET idempotency.max_retry_after;
 SELECT idempotency.complete('lease', 'charge', '1', 201, token => :token) > now() AS done;
 SELECT outcome, token FROM idempotency.claim('lease', 'charge', '1', lease => '5 min');
 SELECT status, token = :token AS token, locked_until FROM idempotency.lookup('lease', 'charge', '1');
@@ -23,13 +27,15 @@ BEGIN;
 SELECT idempotency.extend('lease', 'extend', '1', '1 min', :token) BETWEEN now() + interval '1 min' AND clock_timestamp() + interval '1 min' AS as_said;
 COMMIT;
 BEGIN;
-SELECT idempotency.extend('lease', 'extend', '1', token => :token) BETWEEN now() + interval '1 min' AND clock_timestamp() + interval '1 min' AS by_default;
+-- Without a length: as long as it was claimed for, whatever the setting says.
+SET LOCAL idempotency.default_lease = '90s';
+SELECT idempotency.extend('lease', 'extend', '1', token => :token) BETWEEN now() + interval '5 min' AND clock_timestamp() + interval '5 min' AS by_default;
 COMMIT;
-SET idempotency.default_lease = '90s';
-BEGIN;
-SELECT idempotency.extend('lease', 'extend', '1', token => :token) BETWEEN now() + interval '90 s' AND clock_timestamp() + interval '90 s' AS by_default;
-COMMIT;
-RESET idempotency.default_lease;
+-- That never shortens it.
+SELECT idempotency.extend('lease', 'extend', '1', '20 min', :token) AS until \gset
+SELECT idempotency.extend('lease', 'extend', '1', token => :token) = :'until' AS not_shorter;
+SELECT idempotency.checkpoint('lease', 'extend', '1', 'half', token => :token) = :'until' AS not_shorter;
+SELECT idempotency.checkpoint('lease', 'extend', '1', 'half', lease => '30 s', token => :token) < :'until' AS shorter_if_asked_for;
 -- Nothing else about the key changes.
 SELECT status, attempt, token = :token AS token, expires_at = created_at + interval '24 hours' AS expires FROM idempotency.lookup('lease', 'extend', '1');
 -- A lapsed one is alive again as long as nobody has taken over ...
@@ -140,7 +146,6 @@ SELECT setval('idempotency.token_seq', 1) AS back;
 SELECT outcome, token > :token AS larger, token AS next FROM idempotency.claim('lease', 'tokens', 'restored', lease => '5 min') \gset
 \echo :outcome :larger
 SELECT left(pg_temp.late(format('idempotency.complete(''lease'', ''tokens'', ''restored'', token => %s)', :token)), 5);
-SELECT token > :next AS larger FROM idempotency.claim('lease', 'tokens', 'another', lease => '5 min');
 SELECT setval('idempotency.token_seq', greatest(:highest, last_value)) > 0 AS forward FROM idempotency.token_seq;
 
 -- claim_id: a claim whose answer was lost is repeated, and gets the same token.

@@ -25,7 +25,7 @@ SELECT outcome FROM idempotency.claim('maintenance', 'op', 'leased', ttl => '1 m
 SELECT outcome FROM idempotency.claim('maintenance', 'op', 'lapsed', ttl => '1 ms', lease => '1 ms');
 SELECT outcome FROM idempotency.claim('maintenance', 'op', 'hold_if_abandoned', ttl => '1 ms', lease => '1 ms', hold_if_abandoned => true);
 SELECT outcome FROM idempotency.claim('maintenance', 'op', 'held', ttl => '1 ms', lease => '1 h');
-SELECT idempotency.hold('maintenance', 'op', 'held', 'unknown', token => token)
+SELECT idempotency.hold('maintenance', 'op', 'held', 'unknown', token => token) > 0 AS held
 FROM idempotency.idempotency_keys WHERE scope = 'maintenance' AND key = 'held';
 SELECT outcome FROM idempotency.claim('maintenance', 'op', 'failed', ttl => '1 ms', lease => '1 h');
 SELECT idempotency.fail('maintenance', 'op', 'failed', 'no', token => token)

@@ -72,7 +72,7 @@ SELECT idempotency.complete('once', 'abandoned', '1', token => :token);
 
 -- Held: neither yes nor no.
 SELECT token FROM idempotency.claim('once', 'held', '1', lease => '1 min') \gset
-SELECT idempotency.hold('once', 'held', '1', 'no answer', :token);
+SELECT idempotency.hold('once', 'held', '1', 'no answer', :token) > 0 AS held;
 SELECT idempotency.once('once', 'held', '1');
 SELECT outcome FROM idempotency.claim('once', 'held', '2', lease => '1 us', hold_if_abandoned => true);
 SELECT idempotency.once('once', 'held', '2');

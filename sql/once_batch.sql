@@ -60,7 +60,7 @@ SELECT idempotency.complete('once_batch', 'again', 'gone', 200, token => :gone);
 SELECT token AS open FROM idempotency.claim('once_batch', 'mixed', 'open', lease => '1 min') \gset
 SELECT * FROM idempotency.once_batch('once_batch', 'mixed', ARRAY['one', 'open', 'two']);
 SELECT count(*) AS written FROM idempotency.keys_by_operation WHERE operation = 'mixed' AND status = 'completed';
-SELECT idempotency.hold('once_batch', 'mixed', 'open', 'no answer', :open);
+SELECT idempotency.hold('once_batch', 'mixed', 'open', 'no answer', :open) > 0 AS held;
 SELECT * FROM idempotency.once_batch('once_batch', 'mixed', ARRAY['one', 'open', 'two']);
 -- From the end of its lease on, a claim with hold_if_abandoned is held, too;
 -- another is undecided until somebody takes it over.
@@ -189,3 +189,23 @@ ROLLBACK;
 SELECT status FROM idempotency.lookup('once_batch', 'op', 'k');
 
 SELECT idempotency.forget_scope('once_batch', true) > 2000 AS forgotten;
+
+-- One key that a claim holds up need not hold up the others: skip_undecided
+-- says NULL for it. That is not "done before": such an event is to come again.
+SELECT outcome FROM idempotency.claim('once_batch', 'skip', 'leased', lease => '5 min');
+SELECT idempotency.record_failure('once_batch', 'skip', 'failed', 'no', '1 hour'), idempotency.record_failure('once_batch', 'skip', 'retry', 'no');
+SELECT token FROM idempotency.claim('once_batch', 'skip', 'held', lease => '5 min') \gset
+SELECT idempotency.hold('once_batch', 'skip', 'held', token => :token) > 0 AS held;
+SELECT idempotency.once('once_batch', 'skip', 'done');
+SELECT * FROM idempotency.once_batch('once_batch', 'skip', ARRAY['new', 'failed']);
+\pset null NULL
+SELECT * FROM idempotency.once_batch('once_batch', 'skip', ARRAY['failed', 'new', 'held', 'done', 'leased', 'retry', 'failed', 'new'], skip_undecided => true);
+\pset null ''
+SELECT key, status, attempt FROM idempotency.idempotency_keys WHERE scope = 'once_batch' AND operation = 'skip' ORDER BY key;
+
+-- A failed key's token is the floor of the one that replaces it.
+SELECT token FROM idempotency.claim('once_batch', 'token', '1', lease => '5 min') \gset
+SELECT idempotency.fail('once_batch', 'token', '1', token => :token);
+UPDATE idempotency.idempotency_keys SET token = token + (1::bigint << 40) WHERE scope = 'once_batch' AND operation = 'token';
+SELECT * FROM idempotency.once_batch('once_batch', 'token', ARRAY['0', '1']);
+SELECT key, status, token > :token + (1::bigint << 40) AS larger FROM idempotency.idempotency_keys WHERE scope = 'once_batch' AND operation = 'token' ORDER BY key;

@@ -34,9 +34,11 @@ SELECT * FROM idempotency.effective_policies WHERE operation = 'policy charge';
 SELECT pg_temp.hours(expires_at, created_at) FROM idempotency.claim('policy', 'policy charge', 'a', lease => '1 h');
 SELECT pg_temp.hours(expires_at, created_at) FROM idempotency.claim('policy', 'policy charge', 'b', lease => '1 h', ttl => '3 h');
 SELECT pg_temp.hours(expires_at, created_at) FROM idempotency.claim('policy', 'policy other', 'a', lease => '1 h');
--- lease: only the length for extend() and checkpoint(); it makes no committed claim.
+-- lease: only the length for extend() and checkpoint() where the claim's own is
+-- not known; it makes no committed claim.
 SELECT token IS NULL AS without_lease FROM idempotency.claim('policy', 'policy charge', 'unleased')
 WHERE idempotency.complete('policy', 'policy charge', 'unleased', 200) IS NOT NULL;
+UPDATE idempotency.idempotency_keys SET lease_ms = NULL, locked_until = now() WHERE scope = 'policy' AND operation = 'policy charge' AND key = 'a';
 SELECT round(extract(epoch FROM idempotency.extend('policy', 'policy charge', 'a', token => k.token) - now())) AS seconds
 FROM idempotency.idempotency_keys AS k WHERE scope = 'policy' AND operation = 'policy charge' AND key = 'a';
 SELECT round(extract(epoch FROM idempotency.extend('policy', 'policy charge', 'a', lease => '10 s', token => k.token) - now())) AS seconds

@@ -142,7 +142,7 @@ EXCEPTION WHEN OTHERS THEN
 	INSERT INTO public.privileges_errors VALUES (call, code, concat_ws(' ', message, detail, hint, s, t, c));
 END $$;
 CALL pg_temp.note('SELECT idempotency.complete(''privileges'', ''others'', ''top secret key'', 200, ''secret response'')');
-CALL pg_temp.note('SELECT idempotency.complete(''privileges'', ''others'', ''top secret key'', 200, ''secret response'', token => 1000000000)');
+CALL pg_temp.note('SELECT idempotency.complete(''privileges'', ''others'', ''top secret key'', 200, ''secret response'', token => 9007199254740991)');
 CALL pg_temp.note('SELECT idempotency.complete(''privileges'', ''own'', ''top secret key'', 200, ''secret response'', token => 1)');
 CALL pg_temp.note('SELECT idempotency.complete(''privileges'', ''absent'', ''top secret key'', 200, ''secret response'', token => 1)');
 CALL pg_temp.note('SELECT idempotency.complete(''privileges'', ''own'', ''top secret key'', 200, repeat(''secret response'', 10000))');

@@ -4,7 +4,7 @@ CREATE EXTENSION IF NOT EXISTS idempotency;
 RESET client_min_messages;
 
 SELECT token FROM idempotency.claim('redact', 'op', '1', '{"card": 4242}', lease => '5 min', note => 'trace 7') \gset
-SELECT idempotency.checkpoint('redact', 'op', '1', 'charged', '{"card": 4242}', :token) > now() AS renewed;
+SELECT idempotency.checkpoint('redact', 'op', '1', 'charged', '{"card": 4242}', token => :token) > now() AS renewed;
 SELECT idempotency.complete('redact', 'op', '1', 201, 'card 4242', '{"Set-Cookie": "4242"}', token => :token) > now() AS done;
 SELECT idempotency.redact('redact', 'op', '1');
 -- Nothing of it is left; identity, status and lifetime are.
@@ -44,7 +44,7 @@ SELECT response_bytes FROM idempotency.replay('redact', 'op', '2');
 -- A failed key: error and state go, and the next attempt begins; its response
 -- is handed out as ever.
 SELECT token FROM idempotency.claim('redact', 'op', '3', lease => '5 min') \gset
-SELECT idempotency.checkpoint('redact', 'op', '3', 'charged', '{"card": 4242}', :token) > now() AS renewed;
+SELECT idempotency.checkpoint('redact', 'op', '3', 'charged', '{"card": 4242}', token => :token) > now() AS renewed;
 SELECT idempotency.fail('redact', 'op', '3', 'card 4242 was refused', token => :token);
 SELECT idempotency.redact('redact', 'op', '3');
 SELECT status, state, last_error, recovery_point FROM idempotency.lookup('redact', 'op', '3');
@@ -65,7 +65,7 @@ SELECT response_body FROM idempotency.replay('redact', 'op', '4');
 -- The work still needs them: not while it is in progress or held.
 SELECT token FROM idempotency.claim('redact', 'op', '5', lease => '5 min') \gset
 SELECT idempotency.redact('redact', 'op', '5');
-SELECT idempotency.hold('redact', 'op', '5', token => :token);
+SELECT idempotency.hold('redact', 'op', '5', token => :token) > 0 AS held;
 SELECT idempotency.redact('redact', 'op', '5');
 
 -- A whole scope: finished keys, each once; no other scope.
@@ -73,7 +73,7 @@ SELECT idempotency.once('redact scope', 'op', '1'), idempotency.once('redact sco
 SELECT token FROM idempotency.claim('redact scope', 'op', 'failed', lease => '5 min') \gset
 SELECT idempotency.fail('redact scope', 'op', 'failed', 'card 4242', token => :token);
 SELECT token FROM idempotency.claim('redact scope', 'op', 'held', lease => '5 min') \gset
-SELECT idempotency.hold('redact scope', 'op', 'held', 'card 4242', token => :token);
+SELECT idempotency.hold('redact scope', 'op', 'held', 'card 4242', token => :token) > 0 AS held;
 SELECT outcome FROM idempotency.claim('redact scope', 'op', 'open', lease => '5 min');
 SELECT idempotency.redact_scope('redact scope');
 SELECT operation, key, status, last_error, redacted_at IS NOT NULL AS redacted FROM idempotency.idempotency_keys WHERE scope LIKE 'redact scope%' ORDER BY scope, operation, key;

@@ -94,7 +94,7 @@ SELECT status FROM idempotency.lookup('run', 'nested', 'own');
 -- Other answers: nothing is executed.
 SELECT token FROM idempotency.claim('run', 'other', 'open', lease => '1 min') \gset
 SELECT outcome, retry_after_ms > 0 AS retry FROM idempotency.run('run', 'other', 'open', 'SELECT 1/0');
-SELECT idempotency.hold('run', 'other', 'open', 'no answer', :token);
+SELECT idempotency.hold('run', 'other', 'open', 'no answer', :token) > 0 AS held;
 SELECT outcome, response_body FROM idempotency.run('run', 'other', 'open', 'SELECT 1/0');
 SELECT idempotency.redact('run', 'insert', '1');
 SELECT outcome FROM idempotency.run('run', 'insert', '1', 'SELECT 1/0');
@@ -162,3 +162,12 @@ DROP SCHEMA run_test CASCADE;
 SELECT idempotency.forget_scope('run', true) > 20 AS forgotten;
 DROP OWNED BY regress_run_app, regress_run_definer, regress_run_other;
 DROP ROLE regress_run_app, regress_run_definer, regress_run_other;
+
+-- An HTTP handler in one call: status and headers are recorded with the result.
+SELECT outcome, response_status, response_headers, response_body FROM idempotency.run('run', 'http', '1', 'SELECT $1->>''a''', '{"a": "b"}', response_status => 201, response_headers => '{"Location": "/orders/1"}');
+SELECT outcome, response_status, response_headers, response_body FROM idempotency.run('run', 'http', '1', 'SELECT 1/0', response_status => 500);
+SELECT outcome, response_status FROM idempotency.run('run', 'http', '2', 'SELECT 1', response_status => -1);
+SELECT outcome, response_status FROM idempotency.run('run', 'http', '2', 'SELECT 1', response_headers => '[1]');
+SELECT outcome, fingerprint_checked FROM idempotency.run('run', 'http', '3', 'SELECT 1', fingerprint => idempotency.fingerprint_bytes('raw'));
+SELECT outcome, fingerprint_checked FROM idempotency.run('run', 'http', '3', 'SELECT 1', fingerprint => idempotency.fingerprint_bytes('other'));
+SELECT count(*) FROM idempotency.lookup('run', 'http', '2');

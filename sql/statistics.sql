@@ -26,7 +26,7 @@ SELECT outcome FROM idempotency.claim('s', 'charge', 'abandoned', lease => '1 mi
 SELECT outcome FROM idempotency.claim('s', 'charge', 'abandoned and held', lease => '1 microsecond', hold_if_abandoned => true);
 SELECT outcome FROM idempotency.claim('s', 'refund', 'held', lease => '1 h');
 SELECT idempotency.checkpoint('s', 'refund', 'held', 'sent', '{"id": 7}', token => token) > now() AS later,
-	idempotency.hold('s', 'refund', 'held', 'no answer', token => token) AS held
+	idempotency.hold('s', 'refund', 'held', 'no answer', token => token) > 0 AS held
 FROM idempotency.idempotency_keys WHERE operation = 'refund';
 INSERT INTO idempotency.idempotency_keys (created_at, expires_at, completed_at, attempt, scope, operation, key, status)
 VALUES (now() - interval '2 days', now() - interval '1 day', now(), 1, 's', 'charge', 'expired', 'completed');

@@ -65,33 +65,26 @@ idem_identity_unbound(KeyIdentity *id, FunctionCallInfo fcinfo)
 	text *operation = identity_part(fcinfo, 1, "operation");
 	text *key = identity_part(fcinfo, 2, "key");
 
-	idem_identity_build(id, scope, operation, key);
-}
-
-/*
- * The same for a caller that reads or writes the key.
- *
- * Errors: 42501 also, a scope that the role may not use.
- */
-void
-idem_identity(KeyIdentity *id, FunctionCallInfo fcinfo)
-{
-	idem_identity_unbound(id, fcinfo);
-	idem_binding_check(id->scope);
-}
-
-/*
- * The same from values at hand. Errors: 22023, 22001.
- */
-void
-idem_identity_build(KeyIdentity *id, text *scope, text *operation, text *key)
-{
 	idem_check_identity_part(scope, "scope");
 	idem_check_identity_part(operation, "operation");
 	idem_check_identity_part(key, "key");
 	id->scope = scope;
 	id->operation = operation;
 	id->key = key;
+	id->hash = 0;
+}
+
+/*
+ * The same for a caller that reads or writes the key.
+ *
+ * Errors: 42501 also, a scope that the role may not use; 55000 see
+ * idem_lock_hash().
+ */
+void
+idem_identity(KeyIdentity *id, FunctionCallInfo fcinfo)
+{
+	idem_identity_unbound(id, fcinfo);
+	idem_binding_check(id->scope);
 	id->hash = idem_lock_hash(id);
 }
 

@@ -55,8 +55,10 @@ typedef struct Batch
 	int nkeys;
 	TimestampTz now;
 	TimestampTz expires_at;
-	bool *first; /* put in by us */
-	bool *again; /* not put in: to be looked at */
+	bool *first;   /* put in by us */
+	bool *again;   /* not put in: to be looked at */
+	int64 *tokens; /* what a row had that is to be replaced; 0: none */
+	bool *open;    /* undecided or held */
 	bool undecided;
 	bool held;
 } Batch;
@@ -295,12 +297,14 @@ judge_existing(void *state)
 		int position = position_of(batch, PointerGetDatum(DatumGetTextPP(idem_statement_value(i, 1))));
 		char *status = TextDatumGetCString(idem_statement_value(i, 2));
 
+		batch->tokens[position] = DatumGetInt64(idem_statement_value(i, 4));
 		if (DatumGetBool(idem_statement_value(i, 3)))
 			continue;
 		batch->again[position] = false;
+		batch->open[position] = strcmp(status, idem_keys_status_name(KEY_COMPLETED)) != 0;
 		if (strcmp(status, idem_keys_status_name(KEY_HELD)) == 0)
 			batch->held = true;
-		else if (strcmp(status, idem_keys_status_name(KEY_COMPLETED)) != 0)
+		else if (batch->open[position])
 			batch->undecided = true;
 	}
 }
@@ -314,16 +318,27 @@ execute(KeyStatement statement, Batch *batch, const bool *marked,
 		void (*consume)(void *state))
 {
 	Datum *keys = palloc(sizeof(Datum) * batch->nkeys);
-	Datum values[5] = {PointerGetDatum(batch->scope), PointerGetDatum(batch->operation), (Datum) 0,
-					   TimestampTzGetDatum(batch->now), TimestampTzGetDatum(batch->expires_at)};
+	Datum *tokens = palloc(sizeof(Datum) * batch->nkeys);
+	bool *no_token = palloc(sizeof(bool) * batch->nkeys);
+	Datum values[6] = {PointerGetDatum(batch->scope), PointerGetDatum(batch->operation), (Datum) 0,
+					   TimestampTzGetDatum(batch->now), TimestampTzGetDatum(batch->expires_at), (Datum) 0};
 	int number = 0;
+	int lower_bound = 1;
 
 	for (int i = 0; i < batch->nkeys; i++)
-		if (marked[i])
-			keys[number++] = batch->keys[i];
+	{
+		if (!marked[i])
+			continue;
+		keys[number] = batch->keys[i];
+		no_token[number] = batch->tokens[i] == 0;
+		tokens[number] = no_token[number] ? (Datum) 0 : Int64GetDatum(idem_keys_next_token(batch->tokens[i]));
+		number++;
+	}
 	if (number == 0)
 		return 0;
 	values[2] = PointerGetDatum(construct_array(keys, number, TEXTOID, -1, false, TYPALIGN_INT));
+	values[5] = PointerGetDatum(construct_md_array(tokens, no_token, 1, &number, &lower_bound,
+												   INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	return number - (int) idem_statement_execute(statement, values, NULL, consume, batch);
 }
 
@@ -340,20 +355,27 @@ execute(KeyStatement statement, Batch *batch, const bool *marked,
  * be replaced, because somebody else got hold of it after our look, is looked at
  * again: it may be done now, or under a claim that is undecided.
  *
+ * A key may be neither: a claim on it is in progress or waits for its retry_in,
+ * or it is held. It is noted in "open" (all false), or, if that is NULL, an error.
+ *
  * Errors: 40001 above READ COMMITTED; 55006 a claim is undecided; IK005; 40P01
  * a deadlock with others; 55000 the table is not as expected, or keeps rows out.
  */
 void
 idem_batch_insert(text *scope, text *operation, Datum *keys, int nkeys,
-				  TimestampTz now, TimestampTz expires_at, bool *first)
+				  TimestampTz now, TimestampTz expires_at, bool *first, bool *open)
 {
-	Batch batch = {.scope = scope, .operation = operation, .keys = keys, .nkeys = nkeys, .now = now, .expires_at = expires_at, .first = first};
+	Batch batch = {.scope = scope, .operation = operation, .keys = keys, .nkeys = nkeys, .now = now, .expires_at = expires_at, .first = first, .open = open};
+	bool skip_open = open != NULL;
 	Relation table = idem_table_open(RowExclusiveLock);
 	IdemIdentity before;
 	bool done;
 	int left = 0;
 
 	batch.again = palloc0(sizeof(bool) * nkeys);
+	batch.tokens = palloc0(sizeof(int64) * nkeys);
+	if (!skip_open)
+		batch.open = palloc0(sizeof(bool) * nkeys);
 	idem_become(&before, table->rd_rel->relowner);
 	done = insert_new(&batch, table);
 	idem_unbecome(&before);
@@ -376,13 +398,13 @@ idem_batch_insert(text *scope, text *operation, Datum *keys, int nkeys,
 		if (round == MAX_ROUNDS)
 			idem_report_not_written();
 		(void) execute(STATEMENT_BATCH_LOOK, &batch, batch.again, judge_existing);
-		if (batch.held)
+		if (batch.held && !skip_open)
 			idem_report_held();
-		if (batch.undecided)
+		if (batch.undecided && !skip_open)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_IN_USE),
-					 errmsg("a claim on one of the keys is undecided"),
-					 errhint("Roll back and try the batch again later; use once() and claim() on different operations.")));
+					 errmsg("a claim on one of the keys is undecided, or its retry_in is not over"),
+					 errhint("Roll back and try the batch again later, or let skip_undecided leave such keys out; use once() and claim() on different operations.")));
 
 		left = execute(STATEMENT_BATCH_REPLACE, &batch, batch.again, mark_first);
 		for (int i = 0; i < nkeys; i++)

@@ -38,6 +38,12 @@ static const char *const outcome_names[] = {
 	[CLAIM_HELD] = "held",
 };
 
+static const char *const rival_names[] = {
+	[RIVAL_TRANSACTION] = "transaction",
+	[RIVAL_LEASE] = "lease",
+	[RIVAL_RETRY] = "retry",
+};
+
 static bool
 same_claim_id(const ClaimRequest *request, const KeyRow *row)
 {
@@ -96,7 +102,16 @@ judge(const ClaimRequest *request, TimestampTz now, ClaimAnswer *answer)
 	else if (KeyRowTime(row, KEY_LOCKED_UNTIL) > now)
 	{
 		answer->outcome = CLAIM_IN_PROGRESS;
+		answer->rival = row->status == KEY_FAILED ? RIVAL_RETRY : RIVAL_LEASE;
 		answer->retry_after = KeyRowTime(row, KEY_LOCKED_UNTIL) - now;
+
+		/*
+		 * A lease is far longer than its work, which most often is done in a
+		 * moment. How long it may take at most is in locked_until.
+		 */
+		if (answer->rival == RIVAL_LEASE)
+			answer->retry_after = Min(answer->retry_after,
+									  idem_max_retry_after * INT64CONST(1000));
 	}
 	else
 	{
@@ -127,6 +142,7 @@ take(const ClaimRequest *request, TimestampTz now, PendingClaim *pending,
 	 ClaimAnswer *answer)
 {
 	KeyRow *old = NULL;
+	int64 token = 0;
 	KeyRow row;
 	PendingState state = {0};
 	MemoryContext caller;
@@ -135,6 +151,7 @@ take(const ClaimRequest *request, TimestampTz now, PendingClaim *pending,
 	{
 		old = palloc(sizeof(KeyRow));
 		*old = answer->row;
+		token = KeyRowToken(old);
 	}
 
 	if (answer->repeated)
@@ -146,8 +163,8 @@ take(const ClaimRequest *request, TimestampTz now, PendingClaim *pending,
 			idem_keys_init_row(&row, &request->id);
 			KeyRowSet(&row, KEY_CREATED_AT, TimestampTzGetDatum(now));
 			KeyRowSet(&row, KEY_ATTEMPT, Int32GetDatum(1));
-			if (old != NULL && !old->isnull[KEY_TOKEN])
-				KeyRowSet(&row, KEY_TOKEN, old->values[KEY_TOKEN]);
+			if (token > 0)
+				KeyRowSet(&row, KEY_TOKEN, Int64GetDatum(token));
 		}
 		else
 		{
@@ -156,6 +173,7 @@ take(const ClaimRequest *request, TimestampTz now, PendingClaim *pending,
 			KeyRowSet(&row, KEY_ATTEMPT,
 					  Int32GetDatum(DatumGetInt32(old->values[KEY_ATTEMPT]) + 1));
 			KeyRowSetNull(&row, KEY_LOCKED_UNTIL);
+			KeyRowSetNull(&row, KEY_LEASE_MS);
 			KeyRowSetNull(&row, KEY_CLAIM_ID);
 			KeyRowSetNull(&row, KEY_HOLD_IF_ABANDONED);
 			KeyRowSetNull(&row, KEY_REDACTED_AT);
@@ -169,18 +187,26 @@ take(const ClaimRequest *request, TimestampTz now, PendingClaim *pending,
 			KeyRowSet(&row, KEY_CLAIM_ID, UUIDPGetDatum(request->claim_id));
 		if (request->note != NULL)
 			KeyRowSet(&row, KEY_NOTE, PointerGetDatum(request->note));
+		/* What an earlier attempt left is further on than a request. */
+		if (request->state != NULL && row.isnull[KEY_STATE])
+			KeyRowSet(&row, KEY_STATE, PointerGetDatum(request->state));
 		if (request->hold_if_abandoned || is_last_attempt(request, &row))
 			KeyRowSet(&row, KEY_HOLD_IF_ABANDONED, BoolGetDatum(true));
 	}
 
 	if (request->lease > 0)
 	{
-		TimestampTz end = idem_time_after(now, request->lease, "lease");
+		int64 lease = request->keep_lease && old != NULL && !old->isnull[KEY_LEASE_MS] ? DatumGetInt64(old->values[KEY_LEASE_MS]) * 1000 : request->lease;
+		TimestampTz end = idem_time_after(now, lease, "lease");
 
 		if (answer->repeated)
 			end = Max(end, KeyRowTime(old, KEY_LOCKED_UNTIL));
 		else
-			KeyRowSet(&row, KEY_TOKEN, Int64GetDatum(idem_keys_next_token(old)));
+		{
+			KeyRowSet(&row, KEY_TOKEN, Int64GetDatum(idem_keys_next_token(token)));
+			/* Rounded up: a renewal is never shorter than what was asked for. */
+			KeyRowSet(&row, KEY_LEASE_MS, Int64GetDatum((lease + 999) / 1000));
+		}
 		KeyRowSet(&row, KEY_LOCKED_UNTIL, TimestampTzGetDatum(end));
 		idem_keys_write(&row, old);
 		state.leased = true;
@@ -192,8 +218,8 @@ take(const ClaimRequest *request, TimestampTz now, PendingClaim *pending,
 	{
 		row.status = KEY_COMPLETED;
 		KeyRowSet(&row, KEY_COMPLETED_AT, TimestampTzGetDatum(now));
-		if (old != NULL && !old->isnull[KEY_TOKEN])
-			KeyRowSet(&row, KEY_TOKEN, Int64GetDatum(idem_keys_next_token(old)));
+		if (token > 0)
+			KeyRowSet(&row, KEY_TOKEN, Int64GetDatum(idem_keys_next_token(token)));
 		idem_keys_write(&row, old);
 		state.status = PENDING_COMPLETED;
 	}
@@ -233,6 +259,7 @@ answer_own_claim(const ClaimRequest *request, const PendingState *state,
 	else
 	{
 		answer->outcome = CLAIM_IN_PROGRESS;
+		answer->rival = RIVAL_TRANSACTION;
 		answer->retry_after = RIVAL_RETRY_US;
 	}
 }
@@ -272,7 +299,8 @@ idem_claim_decide(const ClaimRequest *request, bool locked, ClaimAnswer *answer)
 	{
 		/* A rival's transaction is open; what it does is not known yet. */
 		answer->outcome = CLAIM_IN_PROGRESS;
-		answer->rival_open = !locked;
+		answer->rival = RIVAL_TRANSACTION;
+		answer->lock_taken = !locked;
 		answer->taken_over = false;
 		answer->retry_after = RIVAL_RETRY_US;
 	}
@@ -303,9 +331,25 @@ idem_claim_decide(const ClaimRequest *request, bool locked, ClaimAnswer *answer)
 }
 
 /*
+ * Whether waiting can change the answer. This transaction cannot wait for a
+ * claim of its own.
+ */
+static bool
+worth_waiting(const ClaimRequest *request, const ClaimAnswer *answer)
+{
+	return request->wait > 0 && answer->outcome == CLAIM_IN_PROGRESS &&
+		(answer->rival == RIVAL_TRANSACTION || !request->wait_for_transaction_only) &&
+		idem_pending_find(&request->id) == NULL;
+}
+
+/*
  * Tries until the answer is not "in progress" or the wait is over. A rival in
  * an open transaction is waited for by its lock, a committed claim by a
  * wake-up (wake.c). No key lock is held while asleep. The clock is monotonic.
+ *
+ * Whoever waits keeps a connection. If all of an application's do, the owner
+ * has none left to complete with; so there is a limit, beyond which the answer
+ * is "in progress" at once.
  */
 static void
 decide_waiting(const ClaimRequest *request, ClaimAnswer *answer)
@@ -314,7 +358,7 @@ decide_waiting(const ClaimRequest *request, ClaimAnswer *answer)
 	bool locked = false;
 
 	idem_claim_decide(request, locked, answer);
-	if (answer->outcome != CLAIM_IN_PROGRESS || request->wait == 0)
+	if (!worth_waiting(request, answer) || !idem_wake_enter(&request->id))
 		return;
 
 	INSTR_TIME_SET_CURRENT(start);
@@ -323,16 +367,13 @@ decide_waiting(const ClaimRequest *request, ClaimAnswer *answer)
 		instr_time elapsed;
 		int64 left;
 
-		/* This transaction's own claim: it cannot wait for itself. */
-		if (idem_pending_find(&request->id) != NULL)
-			break;
 		INSTR_TIME_SET_CURRENT(elapsed);
 		INSTR_TIME_SUBTRACT(elapsed, start);
 		left = request->wait - (int64) INSTR_TIME_GET_MICROSEC(elapsed);
 		if (left <= 0)
 			break;
 
-		if (answer->rival_open)
+		if (answer->lock_taken)
 			locked = idem_lock_wait_for(&request->id, left);
 		else
 			idem_wake_sleep(&request->id, Min(left, answer->retry_after));
@@ -340,10 +381,10 @@ decide_waiting(const ClaimRequest *request, ClaimAnswer *answer)
 		idem_wake_prepare(&request->id);
 		idem_claim_decide(request, locked, answer);
 		locked = false;
-		if (answer->outcome != CLAIM_IN_PROGRESS)
+		if (!worth_waiting(request, answer))
 			break;
 	}
-	idem_wake_done();
+	idem_wake_leave();
 }
 
 /*
@@ -385,6 +426,27 @@ idem_claim_wait_argument(FunctionCallInfo fcinfo, int argno, int64 otherwise)
 			   idem_max_wait * INT64CONST(1000));
 }
 
+/*
+ * The argument "wait_for": any rival, or only one that is undecided.
+ *
+ * Errors: 22023.
+ */
+static bool
+wait_for_argument(FunctionCallInfo fcinfo, int argno)
+{
+	char *value;
+
+	if (PG_ARGISNULL(argno))
+		return false;
+	value = text_to_cstring(PG_GETARG_TEXT_PP(argno));
+	if (strcmp(value, "any") != 0 && strcmp(value, rival_names[RIVAL_TRANSACTION]) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("wait_for must be 'any' or 'transaction'"),
+				 errhint("'transaction' waits for a rival that may still roll back, not for one that has committed its claim.")));
+	return strcmp(value, "any") != 0;
+}
+
 static void
 read_request(ClaimRequest *request, FunctionCallInfo fcinfo)
 {
@@ -401,6 +463,8 @@ read_request(ClaimRequest *request, FunctionCallInfo fcinfo)
 	request->hold_if_abandoned = PG_ARGISNULL(9) ? request->lease > 0 && policy.hold_if_abandoned : PG_GETARG_BOOL(9);
 	request->max_attempts = policy.max_attempts;
 	request->note = idem_text_argument(fcinfo, 10, "note");
+	request->state = idem_text_argument(fcinfo, 11, "state");
+	request->wait_for_transaction_only = wait_for_argument(fcinfo, 12);
 
 	if (request->hold_if_abandoned && request->lease == 0)
 		ereport(ERROR,
@@ -413,7 +477,7 @@ read_request(ClaimRequest *request, FunctionCallInfo fcinfo)
  * Columns of claim_result. New ones are appended, and an older version of the
  * type gets the first so many.
  */
-#define RESULT_COLUMNS 16
+#define RESULT_COLUMNS 18
 
 Datum
 idem_claim_result(FunctionCallInfo fcinfo, const ClaimAnswer *answer, bool with_response)
@@ -458,7 +522,12 @@ idem_claim_result(FunctionCallInfo fcinfo, const ClaimAnswer *answer, bool with_
 	}
 	RETURN_VALUE(11, BoolGetDatum(answer->fingerprint_checked));
 	if (answer->outcome == CLAIM_IN_PROGRESS)
+	{
 		RETURN_VALUE(12, Int64GetDatum((answer->retry_after + 999) / 1000));
+		RETURN_VALUE(17, CStringGetTextDatum(rival_names[answer->rival]));
+	}
+	if (answer->outcome == CLAIM_CLAIMED ? answer->leased : answer->outcome == CLAIM_IN_PROGRESS && answer->rival != RIVAL_TRANSACTION)
+		RETURN_COLUMN(16, KEY_LOCKED_UNTIL);
 	if (answer->has_row)
 	{
 		RETURN_COLUMN(2, KEY_ATTEMPT);

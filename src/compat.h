@@ -54,6 +54,13 @@
 #define RelationGetPrimaryKeyIndex_compat(rel) RelationGetPrimaryKeyIndex(rel)
 #endif
 
+/* PostgreSQL 17 gave a backend's place among all of them a variable. */
+#if PG_VERSION_NUM >= 170000
+#define MY_PROC_NUMBER MyProcNumber
+#else
+#define MY_PROC_NUMBER (MyProc->pgprocno)
+#endif
+
 /*
  * Cached plans are made anew whenever the search path in force differs from
  * the one they were made under, although ours name everything in full. Up to

@@ -16,36 +16,6 @@
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
 
-typedef struct Response
-{
-	Datum values[4];
-	bool isnull[4];
-} Response;
-
-/* Where the parts of a response are stored, and which arguments they are. */
-static const KeyColumn response_columns[4] = {
-	KEY_RESPONSE_STATUS, KEY_RESPONSE_BODY, KEY_RESPONSE_HEADERS,
-	KEY_RESPONSE_BYTES};
-#define RESPONSE_ARGNO 3
-#define RESPONSE_BODY 1
-#define RESPONSE_BYTES 3
-
-/*
- * Errors: 54000.
- */
-static void
-check_size(int64 size)
-{
-	if (size > (int64) idem_max_response_size * 1024)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("the response is too large"),
-				 errdetail("It has %lld bytes, and at most %lld are allowed.",
-						   (long long) size,
-						   (long long) idem_max_response_size * 1024),
-				 errhint("Nothing was recorded: complete without the body, or raise \"idempotency.max_response_size\".")));
-}
-
 pg_noreturn static void
 report_other_completion(void)
 {
@@ -53,91 +23,6 @@ report_other_completion(void)
 			(errcode(ERRCODE_IDEM_OTHER_COMPLETION),
 			 errmsg("the claim was completed with another response"),
 			 errhint("The first response stands: replay() it.")));
-}
-
-/*
- * Reads and checks the response arguments.
- *
- * Errors: 22023 two bodies; 54000 too large.
- */
-static void
-read_response(Response *response, FunctionCallInfo fcinfo)
-{
-	int64 size = 0;
-
-	for (int i = 0; i < (int) lengthof(response_columns); i++)
-	{
-		response->isnull[i] = PG_ARGISNULL(RESPONSE_ARGNO + i);
-		response->values[i] = (Datum) 0;
-		if (response->isnull[i])
-			continue;
-		response->values[i] = PG_GETARG_DATUM(RESPONSE_ARGNO + i);
-		if (response_columns[i] != KEY_RESPONSE_STATUS)
-		{
-			response->values[i] =
-				PointerGetDatum(PG_DETOAST_DATUM_PACKED(response->values[i]));
-			size += VARSIZE_ANY_EXHDR(DatumGetPointer(response->values[i]));
-		}
-	}
-
-	if (!response->isnull[RESPONSE_BODY] && !response->isnull[RESPONSE_BYTES])
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("response_body and response_bytes exclude each other"),
-				 errhint("Use response_body for text and response_bytes for anything else.")));
-	check_size(size);
-}
-
-/*
- * The checks alone, for a call with the same response arguments.
- *
- * Errors: 22023 two bodies; 54000 too large.
- */
-void
-idem_check_response(FunctionCallInfo fcinfo)
-{
-	Response response;
-
-	read_response(&response, fcinfo);
-}
-
-static bool
-same_bytes(Datum a, Datum b)
-{
-	struct varlena *x = PG_DETOAST_DATUM_PACKED(a);
-	struct varlena *y = PG_DETOAST_DATUM_PACKED(b);
-
-	return VARSIZE_ANY_EXHDR(x) == VARSIZE_ANY_EXHDR(y) &&
-		memcmp(VARDATA_ANY(x), VARDATA_ANY(y), VARSIZE_ANY_EXHDR(x)) == 0;
-}
-
-static bool
-same_response(const Response *response, const KeyRow *row)
-{
-	for (int i = 0; i < (int) lengthof(response_columns); i++)
-	{
-		KeyColumn column = response_columns[i];
-		Datum a = response->values[i];
-		Datum b = row->values[column];
-
-		if (response->isnull[i] != row->isnull[column])
-			return false;
-		if (response->isnull[i])
-			continue;
-		if (column == KEY_RESPONSE_STATUS)
-		{
-			if (DatumGetInt32(a) != DatumGetInt32(b))
-				return false;
-		}
-		else if (column == KEY_RESPONSE_HEADERS)
-		{
-			if (!DatumGetBool(DirectFunctionCall2(jsonb_eq, a, b)))
-				return false;
-		}
-		else if (!same_bytes(a, b))
-			return false;
-	}
-	return true;
 }
 
 /*
@@ -181,7 +66,7 @@ replayed_until(const KeyRow *row)
  * Makes the claim a completed one and writes it; until when it is replayed.
  */
 static TimestampTz
-record(OwnedClaim *own, const Response *response, int64 ttl)
+record(OwnedClaim *own, const IdemResponse *response, int64 ttl)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz expires_at = expiry_at_completion(own, now, ttl);
@@ -191,43 +76,33 @@ record(OwnedClaim *own, const Response *response, int64 ttl)
 	KeyRowSet(&own->row, KEY_COMPLETED_AT, TimestampTzGetDatum(now));
 	KeyRowSet(&own->row, KEY_EXPIRES_AT, TimestampTzGetDatum(expires_at));
 	KeyRowSetNull(&own->row, KEY_LOCKED_UNTIL);
+	KeyRowSetNull(&own->row, KEY_LEASE_MS);
 	KeyRowSetNull(&own->row, KEY_CLAIM_ID);
 	KeyRowSetNull(&own->row, KEY_HOLD_IF_ABANDONED);
 	KeyRowSetNull(&own->row, KEY_RESPONSE_EXPIRES_AT);
 	if (response_ttl > 0 && response_ttl < expires_at - now)
 		KeyRowSet(&own->row, KEY_RESPONSE_EXPIRES_AT, TimestampTzGetDatum(now + response_ttl));
-	for (int i = 0; i < (int) lengthof(response_columns); i++)
-	{
-		own->row.values[response_columns[i]] = response->values[i];
-		own->row.isnull[response_columns[i]] = response->isnull[i];
-	}
+	idem_response_put(response, &own->row);
 	idem_owner_write(own, PENDING_COMPLETED);
 	idem_stats_count(IDEM_COMPLETIONS, 1);
 	return replayed_until(&own->row);
 }
 
 /*
- * Completes a claim that this transaction has just made with a body and
- * nothing else, and returns the row that it became; for run().
+ * Completes a claim that this transaction has just made, and returns the row
+ * that it became; for run().
  *
- * Errors: 54000 too large.
+ * Errors: IK003 the command has completed it already.
  */
 void
-idem_complete_with_body(const KeyIdentity *id, text *body, KeyRow *row)
+idem_complete_own(const KeyIdentity *id, const IdemResponse *response, KeyRow *row)
 {
 	OwnedClaim own;
-	Response response = {.isnull = {true, true, true, true}};
 
-	if (body != NULL)
-	{
-		check_size(VARSIZE_ANY_EXHDR(body));
-		response.values[RESPONSE_BODY] = PointerGetDatum(body);
-		response.isnull[RESPONSE_BODY] = false;
-	}
-	idem_owner_claim_pending(&own, id);
+	idem_owner_claim_pending(&own, id, OWNER_COMPLETE);
 	if (own.completed)
 		report_other_completion();
-	record(&own, &response, 0);
+	record(&own, response, 0);
 	*row = own.row;
 }
 
@@ -236,27 +111,35 @@ PG_FUNCTION_INFO_V1(idempotency_complete);
 /*
  * SQL complete(). A recorded response is never replaced: the very same
  * completion again is a safe retry and gets the same answer, another one is
- * an error.
+ * an error. The retry changes nothing, its ttl included.
  *
- * Errors: those of idem_owner_claim() and read_response(); IK003 a second,
- * different completion; IK006 one that cannot be compared any more.
+ * A retry that succeeds would let rows that were written beside it commit a
+ * second time. Whoever writes some says refuse_repeat, and gets an error.
+ *
+ * Errors: those of idem_owner_claim() and idem_response_read(); IK003 a second,
+ * different completion; IK001 a repeat that is to be refused; IK006 one that
+ * cannot be compared any more.
  */
 Datum
 idempotency_complete(PG_FUNCTION_ARGS)
 {
 	OwnedClaim own;
-	Response response;
+	IdemResponse response;
 	int64 ttl;
+	bool refuse_repeat;
 
 	idem_require_writable("complete");
-	read_response(&response, fcinfo);
-	ttl = idem_duration(fcinfo, 8, "ttl", 1, IDEM_MAX_TTL_US, 0);
-	idem_owner_claim(&own, fcinfo, 7, OWNER_COMPLETE);
+	idem_response_read(&response, fcinfo, 3);
+	ttl = idem_duration(fcinfo, 7, "ttl", 1, IDEM_MAX_TTL_US, 0);
+	refuse_repeat = !PG_ARGISNULL(9) && PG_GETARG_BOOL(9);
+	idem_owner_claim(&own, fcinfo, 8, OWNER_COMPLETE);
 
 	if (own.completed)
 	{
+		if (refuse_repeat)
+			idem_owner_report_completed();
 		idem_report_if_redacted(&own.stored);
-		if (!same_response(&response, &own.stored))
+		if (!idem_response_same(&response, &own.stored))
 			report_other_completion();
 		PG_RETURN_TIMESTAMPTZ(replayed_until(&own.stored));
 	}
@@ -272,6 +155,7 @@ set_held(OwnedClaim *own)
 {
 	own->row.status = KEY_HELD;
 	KeyRowSetNull(&own->row, KEY_LOCKED_UNTIL);
+	KeyRowSetNull(&own->row, KEY_LEASE_MS);
 	KeyRowSet(&own->row, KEY_EXPIRES_AT, TimestampTzGetDatum(DT_NOEND));
 	KeyRowSetNull(&own->row, KEY_CLAIM_ID);
 	KeyRowSetNull(&own->row, KEY_HOLD_IF_ABANDONED);
@@ -283,6 +167,30 @@ set_error(OwnedClaim *own, text *error)
 	KeyRowSetNull(&own->row, KEY_LAST_ERROR);
 	if (error != NULL)
 		KeyRowSet(&own->row, KEY_LAST_ERROR, PointerGetDatum(error));
+}
+
+/*
+ * Makes an open claim a failed one, or a held one after the last attempt that
+ * the policy allows, and writes it.
+ */
+static void
+record_failure(OwnedClaim *own, text *error, int64 retry_in)
+{
+	IdemPolicy policy = idem_policy_for(own->id.operation);
+
+	set_error(own, error);
+	if (policy.max_attempts > 0 &&
+		DatumGetInt32(own->row.values[KEY_ATTEMPT]) >= policy.max_attempts)
+	{
+		set_held(own);
+		idem_owner_write(own, PENDING_HELD);
+	}
+	else
+	{
+		idem_keys_set_failed(&own->row, retry_in, policy.failed_ttl);
+		idem_owner_write(own, PENDING_FAILED);
+	}
+	idem_stats_count(IDEM_FAILURES, 1);
 }
 
 PG_FUNCTION_INFO_V1(idempotency_fail);
@@ -298,28 +206,54 @@ idempotency_fail(PG_FUNCTION_ARGS)
 	OwnedClaim own;
 	text *error;
 	int64 retry_in;
-	IdemPolicy policy;
 
 	idem_require_writable("fail");
 	error = idem_text_argument(fcinfo, 3, "error");
 	retry_in = idem_duration(fcinfo, 4, "retry_in", 0, IDEM_MAX_TTL_US, 0);
 	idem_owner_claim(&own, fcinfo, 5, OWNER_OTHER);
+	record_failure(&own, error, retry_in);
+	PG_RETURN_BOOL(true);
+}
 
-	policy = idem_policy_for(own.id.operation);
-	set_error(&own, error);
-	idem_stats_count(IDEM_FAILURES, 1);
-	if (policy.max_attempts > 0 &&
-		DatumGetInt32(own.row.values[KEY_ATTEMPT]) >= policy.max_attempts)
+PG_FUNCTION_INFO_V1(idempotency_record_failure);
+
+/*
+ * SQL record_failure(): for who has rolled the claim back with its work, and
+ * wants the failure to be known all the same. Claims and fails in one call,
+ * since in between somebody else could get the key. False if somebody has:
+ * then there is nothing to record.
+ *
+ * Errors: as claim() without a lease and fail().
+ */
+Datum
+idempotency_record_failure(PG_FUNCTION_ARGS)
+{
+	ClaimRequest request = {0};
+	ClaimAnswer answer;
+	OwnedClaim own;
+	PendingClaim *pending;
+	text *error;
+	int64 retry_in;
+	IdemPolicy policy;
+
+	idem_require_writable("record_failure");
+	idem_identity(&request.id, fcinfo);
+	error = idem_text_argument(fcinfo, 3, "error");
+	retry_in = idem_duration(fcinfo, 4, "retry_in", 0, IDEM_MAX_TTL_US, 0);
+	request.fingerprint = idem_fingerprint_argument(fcinfo, 5, 6);
+	policy = idem_policy_for(request.id.operation);
+	request.ttl = policy.ttl;
+	request.max_attempts = policy.max_attempts;
+
+	pending = idem_pending_find(&request.id);
+	if (pending == NULL || idem_pending_state(pending)->status != PENDING_OPEN)
 	{
-		/* It was the last attempt that the policy allows. */
-		set_held(&own);
-		idem_owner_write(&own, PENDING_HELD);
+		idem_claim_answer(&request, &answer);
+		if (answer.outcome != CLAIM_CLAIMED)
+			PG_RETURN_BOOL(false);
 	}
-	else
-	{
-		idem_keys_set_failed(&own.row, retry_in, policy.failed_ttl);
-		idem_owner_write(&own, PENDING_FAILED);
-	}
+	idem_owner_claim_pending(&own, &request.id, OWNER_OTHER);
+	record_failure(&own, error, retry_in);
 	PG_RETURN_BOOL(true);
 }
 
@@ -327,7 +261,8 @@ PG_FUNCTION_INFO_V1(idempotency_hold);
 
 /*
  * SQL hold(): the outcome is unknown. From here on only complete() is open to
- * the owner, and only a person may let somebody else do the work.
+ * the owner, and only a person may let somebody else do the work. Returns the
+ * token by which either does: a claim without a lease had none so far.
  *
  * Errors: those of idem_owner_claim(); 54000 reason too large.
  */
@@ -343,7 +278,7 @@ idempotency_hold(PG_FUNCTION_ARGS)
 	set_error(&own, reason);
 	set_held(&own);
 	idem_owner_write(&own, PENDING_HELD);
-	PG_RETURN_BOOL(true);
+	PG_RETURN_INT64(KeyRowToken(&own.row));
 }
 
 PG_FUNCTION_INFO_V1(idempotency_release);

@@ -19,11 +19,14 @@
 #include "common/cryptohash.h"
 #include "common/sha2.h"
 #include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "port/pg_bswap.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
 #include "utils/numeric.h"
+#include "utils/resowner.h"
 
 StaticAssertDecl(IDEM_FINGERPRINT_LEN == PG_SHA256_DIGEST_LENGTH,
 				 "a fingerprint is a SHA-256 digest");
@@ -194,6 +197,84 @@ Datum
 idempotency_fingerprint(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_BYTEA_P(idem_fingerprint_of(PG_GETARG_JSONB_P(0)));
+}
+
+/*
+ * A request as it came over the wire as jsonb, or NULL if it is not JSON or
+ * none that jsonb takes: "\\u0000", half a surrogate pair, a number beyond
+ * numeric, nesting beyond the stack, a string beyond a quarter of a gigabyte.
+ *
+ * Its parser raises those as errors, so they are caught in a subtransaction;
+ * only what is wrong with the value is (classes 22 and 54).
+ */
+static Jsonb *
+parse_request(bytea *bytes)
+{
+	const char *data = VARDATA_ANY(bytes);
+	int len = VARSIZE_ANY_EXHDR(bytes);
+	MemoryContext caller_context = CurrentMemoryContext;
+	ResourceOwner caller_owner = CurrentResourceOwner;
+	Jsonb *volatile result = NULL;
+
+	/* What follows would not be seen. */
+	if (memchr(data, '\0', len) != NULL)
+		return NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(caller_context);
+	PG_TRY();
+	{
+		char *json = pg_any_to_server(pnstrdup(data, len), len, PG_UTF8);
+
+		result = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(json)));
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData *error;
+		int category;
+
+		MemoryContextSwitchTo(caller_context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(caller_context);
+		CurrentResourceOwner = caller_owner;
+		category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
+		if (!(category == ERRCODE_DATA_EXCEPTION || category == ERRCODE_PROGRAM_LIMIT_EXCEEDED))
+			ReThrowError(error);
+		FreeErrorData(error);
+		result = NULL;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(caller_context);
+	CurrentResourceOwner = caller_owner;
+	return result;
+}
+
+PG_FUNCTION_INFO_V1(idempotency_fingerprint_bytes);
+
+/*
+ * SQL fingerprint_bytes(): of a request as it came over the wire. That of the
+ * JSON where it is JSON, so that it makes no difference who parses; of the bytes
+ * themselves otherwise.
+ */
+Datum
+idempotency_fingerprint_bytes(PG_FUNCTION_ARGS)
+{
+	bytea *bytes = PG_GETARG_BYTEA_PP(0);
+	Jsonb *json = parse_request(bytes);
+	bytea *result;
+	pg_cryptohash_ctx *digest;
+
+	if (json != NULL)
+		PG_RETURN_BYTEA_P(idem_fingerprint_of(json));
+	result = palloc(VARHDRSZ + IDEM_FINGERPRINT_LEN);
+	SET_VARSIZE(result, VARHDRSZ + IDEM_FINGERPRINT_LEN);
+	digest = digest_begin("fingerprint_bytes");
+	digest_add(digest, VARDATA_ANY(bytes), VARSIZE_ANY_EXHDR(bytes));
+	digest_end(digest, (uint8 *) VARDATA(result));
+	PG_RETURN_BYTEA_P(result);
 }
 
 PG_FUNCTION_INFO_V1(idempotency_content_key);

@@ -53,13 +53,19 @@
 #define IDEM_KEYS_TABLE "idempotency_keys"
 #define IDEM_TOKEN_SEQUENCE "token_seq"
 
+/*
+ * Three texts of this many bytes, with their headers, fit into a btree entry
+ * of an 8 kB page (2704 bytes, nbtree.h BTMaxItemSize).
+ */
+#define IDEM_KEY_LENGTH_BOUND 880
+
 /* Who asks for what. The texts may have short headers: use VARDATA_ANY. */
 typedef struct KeyIdentity
 {
 	text *scope;
 	text *operation;
 	text *key;
-	uint64 hash; /* of all three; equal hashes prove nothing */
+	uint64 hash; /* of all three, see locks.c; equal hashes prove nothing */
 } KeyIdentity;
 
 typedef enum KeyStatus
@@ -86,6 +92,7 @@ typedef enum KeyColumn
 	KEY_CLAIMED_AT,
 	KEY_CHECKPOINTED_AT,
 	KEY_LOCKED_UNTIL,
+	KEY_LEASE_MS,
 	KEY_RESPONSE_EXPIRES_AT,
 	KEY_REDACTED_AT,
 	KEY_CLAIM_ID,
@@ -120,6 +127,10 @@ typedef struct KeyRow
 #define KeyRowTime(row, col) \
 	((row)->isnull[col] ? 0 : DatumGetTimestampTz((row)->values[col]))
 
+/* 0: it never had one. */
+#define KeyRowToken(row) \
+	((row)->isnull[KEY_TOKEN] ? 0 : DatumGetInt64((row)->values[KEY_TOKEN]))
+
 static inline void
 KeyRowSet(KeyRow *row, KeyColumn col, Datum value)
 {
@@ -137,8 +148,6 @@ KeyRowSetNull(KeyRow *row, KeyColumn col)
 /* arguments.c */
 extern void idem_identity_unbound(KeyIdentity *id, FunctionCallInfo fcinfo);
 extern void idem_identity(KeyIdentity *id, FunctionCallInfo fcinfo);
-extern void idem_identity_build(KeyIdentity *id, text *scope, text *operation,
-								text *key);
 extern text *idem_scope_argument(FunctionCallInfo fcinfo);
 extern bool idem_identity_equal(const KeyIdentity *a, const KeyIdentity *b);
 extern text *idem_text_argument(FunctionCallInfo fcinfo, int argno,
@@ -157,16 +166,19 @@ extern void idem_require_writable(const char *function);
 typedef struct ClaimRequest
 {
 	KeyIdentity id;
-	bytea *fingerprint;  /* or NULL */
-	int64 ttl;           /* microseconds, as all durations here */
-	int64 lease;         /* 0: none */
-	int64 wait;          /* 0: do not */
+	bytea *fingerprint; /* or NULL */
+	int64 ttl;          /* microseconds, as all durations here */
+	bool keep_lease;
+	int64 lease; /* 0: none */
+	int64 wait;  /* 0: do not */
+	bool wait_for_transaction_only;
 	pg_uuid_t *claim_id; /* or NULL */
 	bool hold_if_abandoned;
-	int max_attempts;    /* 0: no limit */
-	text *note;          /* or NULL */
-	bool at_once;        /* once(): completed with the claim */
-	bool only_abandoned; /* claim_abandoned(): nothing but a takeover */
+	int max_attempts;      /* 0: no limit */
+	text *note;            /* or NULL */
+	struct varlena *state; /* jsonb, or NULL */
+	bool at_once;          /* once(): completed with the claim */
+	bool only_abandoned;   /* claim_abandoned(): nothing but a takeover */
 } ClaimRequest;
 
 typedef enum ClaimOutcome
@@ -178,6 +190,14 @@ typedef enum ClaimOutcome
 	CLAIM_HELD
 } ClaimOutcome;
 
+/* What stands in the way of a claim that is "in progress". */
+typedef enum ClaimRival
+{
+	RIVAL_TRANSACTION, /* undecided: it may still roll back */
+	RIVAL_LEASE,       /* a committed claim whose lease is live */
+	RIVAL_RETRY        /* nobody: a failed key before its retry_in */
+} ClaimRival;
+
 typedef struct ClaimAnswer
 {
 	ClaimOutcome outcome;
@@ -188,7 +208,8 @@ typedef struct ClaimAnswer
 	bool taken_over;
 	bool leased;
 	bool fingerprint_checked;
-	bool rival_open; /* in progress: in an open transaction */
+	ClaimRival rival; /* in progress */
+	bool lock_taken;  /* in progress: by somebody else, who can be waited for */
 	int64 retry_after;
 } ClaimAnswer;
 
@@ -199,9 +220,31 @@ extern Datum idem_claim_result(FunctionCallInfo fcinfo, const ClaimAnswer *answe
 							   bool with_response);
 extern int64 idem_claim_wait_argument(FunctionCallInfo fcinfo, int argno, int64 otherwise);
 
+/* response.c: in the order of the arguments of complete() */
+typedef enum IdemResponsePart
+{
+	IDEM_RESPONSE_STATUS,
+	IDEM_RESPONSE_BODY,
+	IDEM_RESPONSE_HEADERS,
+	IDEM_RESPONSE_BYTES,
+	IDEM_RESPONSE_PARTS
+} IdemResponsePart;
+
+typedef struct IdemResponse
+{
+	Datum values[IDEM_RESPONSE_PARTS];
+	bool isnull[IDEM_RESPONSE_PARTS];
+} IdemResponse;
+
+extern void idem_response_read(IdemResponse *response, FunctionCallInfo fcinfo, int argno);
+extern void idem_response_set(IdemResponse *response, IdemResponsePart part, Datum value);
+extern void idem_response_check(const IdemResponse *response);
+extern bool idem_response_same(const IdemResponse *response, const KeyRow *row);
+extern void idem_response_put(const IdemResponse *response, KeyRow *row);
+
 /* complete.c */
-extern void idem_check_response(FunctionCallInfo fcinfo);
-extern void idem_complete_with_body(const KeyIdentity *id, text *body, KeyRow *row);
+extern void idem_complete_own(const KeyIdentity *id, const IdemResponse *response,
+							  KeyRow *row);
 
 /* table.c */
 typedef struct KeyColumnType
@@ -240,7 +283,7 @@ extern uint64 idem_keys_redact_scope(text *scope);
 extern void idem_keys_set_failed(KeyRow *row, int64 retry_in, int64 failed_ttl);
 extern uint64 idem_keys_delete_expired(TimestampTz *from, TimestampTz before,
 									   TimestampTz now, int64 max_rows);
-extern int64 idem_keys_next_token(const KeyRow *old);
+extern int64 idem_keys_next_token(int64 floor);
 extern const char *idem_keys_status_name(KeyStatus status);
 extern bool idem_keys_expired(const KeyRow *row, TimestampTz now);
 extern bool idem_keys_lapsed(const KeyRow *row, TimestampTz now);
@@ -276,7 +319,7 @@ extern Datum idem_statement_value(uint64 row, int column);
 /* batch.c */
 extern int idem_batch_order(const text *a, const text *b);
 extern void idem_batch_insert(text *scope, text *operation, Datum *keys, int nkeys,
-							  TimestampTz now, TimestampTz expires_at, bool *first);
+							  TimestampTz now, TimestampTz expires_at, bool *first, bool *open);
 
 /* locks.c */
 extern uint64 idem_lock_hash(const KeyIdentity *id);
@@ -343,7 +386,8 @@ typedef struct OwnedClaim
 
 extern void idem_owner_claim(OwnedClaim *own, FunctionCallInfo fcinfo,
 							 int token_argno, OwnerVerb verb);
-extern void idem_owner_claim_pending(OwnedClaim *own, const KeyIdentity *id);
+extern void idem_owner_claim_pending(OwnedClaim *own, const KeyIdentity *id, OwnerVerb verb);
+pg_noreturn extern void idem_owner_report_completed(void);
 extern PendingClaim *idem_owner_lock(const KeyIdentity *id);
 extern void idem_owner_remember(OwnedClaim *own);
 extern void idem_owner_write(OwnedClaim *own, PendingStatus status);
@@ -400,6 +444,14 @@ typedef struct IdemDatabase
 	IdemCleanup cleanup;
 } IdemDatabase;
 
+/* A backend that waits for a key. */
+typedef struct IdemWaiter
+{
+	bool waiting;
+	Oid database;
+	uint64 hash;
+} IdemWaiter;
+
 #define IDEM_MAX_DATABASES 1024
 #define IDEM_NWAKEUPS 128
 
@@ -415,6 +467,7 @@ typedef struct IdemShared
 	TimestampTz round_finished_at;
 	bool workers_lacking; /* could not start a process in the last round */
 	ConditionVariable wakeups[IDEM_NWAKEUPS];
+	IdemWaiter waiters[FLEXIBLE_ARRAY_MEMBER]; /* by MY_PROC_NUMBER */
 } IdemShared;
 
 extern IdemShared *idem_shared;
@@ -465,7 +518,9 @@ extern void idem_binding_check(text *scope);
 /* wake.c */
 extern void idem_wake_prepare(const KeyIdentity *id);
 extern void idem_wake_sleep(const KeyIdentity *id, int64 microseconds);
-extern void idem_wake_done(void);
+extern bool idem_wake_enter(const KeyIdentity *id);
+extern void idem_wake_leave(void);
+extern void idem_wake_init(void);
 extern void idem_wake_waiters(uint64 hash);
 
 /* cleanup.c */
@@ -489,13 +544,17 @@ extern bool idem_cleanup_in_the_way(void);
 extern void idem_worker_init(void);
 
 /* settings.c: durations in the unit of the setting, see there */
-extern int idem_default_ttl;    /* s */
-extern int idem_once_ttl;       /* s */
-extern int idem_failed_ttl;     /* s */
-extern int idem_default_lease;  /* ms */
-extern int idem_max_ttl;        /* s */
-extern int idem_max_wait;       /* ms */
-extern int idem_max_key_length; /* bytes */
+extern int idem_default_ttl;   /* s */
+extern int idem_once_ttl;      /* s */
+extern int idem_failed_ttl;    /* s */
+extern int idem_default_lease; /* ms */
+extern int idem_max_ttl;       /* s */
+extern int idem_max_wait;      /* ms */
+extern int idem_once_wait;     /* ms */
+extern int idem_max_waiters;
+extern int idem_max_waiters_per_key;
+extern int idem_max_retry_after; /* ms */
+extern int idem_max_key_length;  /* bytes */
 extern int idem_max_claims_per_transaction;
 extern int idem_max_response_size; /* kB */
 

@@ -27,6 +27,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
+#include "datatype/timestamp.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
@@ -37,6 +38,9 @@
 #include "utils/fmgrprotos.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+
+/* How much of a token is the sequence's; the rest is the second. */
+#define TOKEN_SEQUENCE_BITS 20
 
 static const char *const status_names[] = {
 	[KEY_IN_PROGRESS] = "in_progress",
@@ -233,7 +237,7 @@ version_values(const KeyRow *row, Datum *values)
 	values[0] = PointerGetDatum(&row->tid);
 	values[1] = row->values[KEY_EXPIRES_AT];
 	values[2] = row->values[KEY_STATUS];
-	values[3] = row->isnull[KEY_TOKEN] ? Int64GetDatum(0) : row->values[KEY_TOKEN];
+	values[3] = Int64GetDatum(KeyRowToken(row));
 	return 4;
 }
 
@@ -450,34 +454,43 @@ idem_keys_abandoned(text *operation, int64 max_rows, int64 seen)
 }
 
 /*
- * A fencing token for a new claim, larger than that of the row it replaces
- * (NULL if there is none). The sequence alone would see to that, but a dump
- * restored over a used database sets it back.
+ * A fencing token for a new claim, larger than "floor", the last one that the
+ * key is known to have had (0: none).
+ *
+ * The second since 1970, and below it 20 bits of a sequence. So a token is
+ * larger than all that were given in earlier seconds, whatever became of those:
+ * nothing has to be put right after a restore, a promotion or the loss of the
+ * last transactions, where a bare sequence begins anew behind the rows. Within
+ * a second the sequence keeps tokens apart, for a million claims. The whole
+ * fits the 53 bits of a JavaScript number until the year 2242.
+ *
+ * A clock that steps back makes the token of a new key smaller than those
+ * given before. That does no harm: what is compared is always the token of
+ * one key, and for that key the row's own is the floor. It is raised to the
+ * second after the row's, not by one, so that it keeps its bits of the sequence
+ * and meets no other token of that second.
+ *
+ * Errors: 2200H a floor that leaves no room, which only a hand-written row has.
  */
 int64
-idem_keys_next_token(const KeyRow *old)
+idem_keys_next_token(int64 floor)
 {
-	Oid sequence = idem_table_relation(IDEM_TOKEN_SEQUENCE);
-	int64 floor = 0;
-	int64 token = nextval_internal(sequence, false);
+	int64 low = nextval_internal(idem_table_relation(IDEM_TOKEN_SEQUENCE), false) &
+		((INT64CONST(1) << TOKEN_SEQUENCE_BITS) - 1);
+	int64 second = GetCurrentTimestamp() / USECS_PER_SEC +
+		(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY;
+	int64 token = (second << TOKEN_SEQUENCE_BITS) | low;
 
-	if (old != NULL && !old->isnull[KEY_TOKEN])
-		floor = DatumGetInt64(old->values[KEY_TOKEN]);
-	if (token <= floor)
-	{
-		Relation table = idem_table_open(AccessShareLock);
-		Oid saved_user;
-		int saved_context;
-
-		GetUserIdAndSecContext(&saved_user, &saved_context);
-		SetUserIdAndSecContext(table->rd_rel->relowner, saved_context | SECURITY_LOCAL_USERID_CHANGE);
-		DirectFunctionCall2(setval_oid, ObjectIdGetDatum(sequence),
-							Int64GetDatum(floor));
-		SetUserIdAndSecContext(saved_user, saved_context);
-		table_close(table, NoLock);
-		token = nextval_internal(sequence, false);
-	}
-	return token;
+	if (token > floor)
+		return token;
+	second = (floor >> TOKEN_SEQUENCE_BITS) + 1;
+	if (second > PG_INT64_MAX >> TOKEN_SEQUENCE_BITS)
+		ereport(ERROR,
+				(errcode(ERRCODE_SEQUENCE_GENERATOR_LIMIT_EXCEEDED),
+				 errmsg("the key's token is too large to be followed by another"),
+				 errhint("Tokens are written by the functions of schema %s only; forget() the key.",
+						 IDEM_SCHEMA_NAME)));
+	return (second << TOKEN_SEQUENCE_BITS) | low;
 }
 
 /*----------
@@ -555,6 +568,7 @@ idem_keys_set_failed(KeyRow *row, int64 retry_in, int64 failed_ttl)
 	TimestampTz retry_at = idem_time_after(GetCurrentTimestamp(), retry_in, "retry_in");
 
 	row->status = KEY_FAILED;
+	KeyRowSetNull(row, KEY_LEASE_MS);
 	KeyRowSetNull(row, KEY_LOCKED_UNTIL);
 	if (retry_in > 0)
 		KeyRowSet(row, KEY_LOCKED_UNTIL, TimestampTzGetDatum(retry_at));

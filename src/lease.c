@@ -17,16 +17,24 @@
 #include "utils/builtins.h"
 
 /*
- * The lease ends so much later than now; 0 means what the policy says.
+ * The lease ends so much later than now. 0 means as long as it was claimed
+ * for, and never makes it shorter than it is: a heartbeat must not lose the
+ * claim. Only a length that is asked for can do that.
  */
 static TimestampTz
 renew_lease(OwnedClaim *own, int64 lease)
 {
+	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz end;
 
-	if (lease == 0)
-		lease = idem_policy_for(own->id.operation).lease;
-	end = idem_time_after(GetCurrentTimestamp(), lease, "lease");
+	if (lease > 0)
+		end = idem_time_after(now, lease, "lease");
+	else
+	{
+		lease = own->row.isnull[KEY_LEASE_MS] ? idem_policy_for(own->id.operation).lease : DatumGetInt64(own->row.values[KEY_LEASE_MS]) * 1000;
+		end = Max(idem_time_after(now, lease, "lease"),
+				  KeyRowTime(&own->row, KEY_LOCKED_UNTIL));
+	}
 	KeyRowSet(&own->row, KEY_LOCKED_UNTIL, TimestampTzGetDatum(end));
 	return end;
 }
@@ -34,7 +42,7 @@ renew_lease(OwnedClaim *own, int64 lease)
 PG_FUNCTION_INFO_V1(idempotency_extend);
 
 /*
- * SQL extend(): the lease ends so much later than now.
+ * SQL extend(): the lease ends so much later than now, or its own length later.
  *
  * Errors: those of idem_owner_claim(); 22023 lease; 55000 a claim without a
  * lease has none to extend.
@@ -87,8 +95,8 @@ idempotency_checkpoint(PG_FUNCTION_ARGS)
 				 errhint("Name the step that the work has passed.")));
 	recovery_point = idem_text_argument(fcinfo, 3, "recovery_point");
 	state = idem_text_argument(fcinfo, 4, "state");
-	lease = idem_duration(fcinfo, 6, "lease", 1, IDEM_MAX_TTL_US, 0);
-	idem_owner_claim(&own, fcinfo, 5, OWNER_OTHER);
+	lease = idem_duration(fcinfo, 5, "lease", 1, IDEM_MAX_TTL_US, 0);
+	idem_owner_claim(&own, fcinfo, 6, OWNER_OTHER);
 
 	KeyRowSet(&own.row, KEY_RECOVERY_POINT, PointerGetDatum(recovery_point));
 	if (state != NULL)
@@ -113,7 +121,8 @@ take_over(const KeyIdentity *id, int64 lease, ReturnSetInfo *result)
 {
 	static const KeyColumn columns[] = {
 		KEY_SCOPE, KEY_OPERATION, KEY_KEY, KEY_TOKEN, KEY_ATTEMPT,
-		KEY_RECOVERY_POINT, KEY_STATE};
+		KEY_RECOVERY_POINT, KEY_STATE, KEY_NOTE, KEY_LAST_ERROR, KEY_CREATED_AT,
+		KEY_LOCKED_UNTIL};
 	ClaimRequest request = {.id = *id, .only_abandoned = true};
 	ClaimAnswer answer;
 	IdemPolicy policy;
@@ -125,6 +134,7 @@ take_over(const KeyIdentity *id, int64 lease, ReturnSetInfo *result)
 	policy = idem_policy_for(id->operation);
 	request.ttl = policy.ttl;
 	request.lease = lease > 0 ? lease : policy.lease;
+	request.keep_lease = lease == 0;
 	request.max_attempts = policy.max_attempts;
 	request.hold_if_abandoned = policy.hold_if_abandoned;
 	idem_claim_decide(&request, false, &answer);

@@ -14,6 +14,12 @@
  * cannot reach another class, so no user can hold our locks. They show in
  * pg_locks with locktype "advisory" and objsubid 18756.
  *
+ * There everybody sees them, of everybody's keys. A digest that can be computed
+ * would confirm a guess: is invoice-4711 being paid right now? So it is keyed by
+ * a secret that each database makes for itself and only the owner of the
+ * extension reads (table lock_secret). It stays where it is: not in dumps, since
+ * a restored database makes its own.
+ *
  * Locks are taken and given back under the resource owner of the transaction
  * or savepoint, not of the running query: a lock that was waited for inside a
  * subtransaction ends up there, and LockRelease() finds it only there.
@@ -23,8 +29,9 @@
 #include "idempotency.h"
 
 #include "access/xact.h"
-#include "common/hashfn.h"
+#include "executor/tuptable.h"
 #include "miscadmin.h"
+#include "siphash.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "utils/resowner.h"
@@ -38,23 +45,57 @@
 #define IDEM_LOCK_HASH_BITS 64
 #endif
 
+static void *
+read_secret(TupleTableSlot *slot)
+{
+	unsigned char *secret = palloc(SIPHASH_KEY_LEN);
+	bool isnull;
+	Datum value = slot_getattr(slot, 1, &isnull);
+
+	StaticAssertStmt(SIPHASH_KEY_LEN == UUID_LEN, "the secret is a uuid");
+	memcpy(secret, DatumGetUUIDP(value), SIPHASH_KEY_LEN);
+	return secret;
+}
+
+static IdemConfig secret_config = {.table = "lock_secret", .read_row = read_secret};
+
 /*
- * 64 bits over the three parts. Each part's length goes into its own hash
- * (hashfn.c), so that moving a boundary between parts changes the result.
+ * 64 bits over the three parts, each behind its length, so that moving a
+ * boundary between them changes the result; keyed by a secret of the database.
+ *
+ * Errors: 55000 the secret is missing.
  */
 uint64
 idem_lock_hash(const KeyIdentity *id)
 {
-	uint64 hash = 0;
+	const text *parts[] = {id->scope, id->operation, id->key};
+	unsigned char ordinary[lengthof(parts) * (sizeof(uint32) + IDEM_KEY_LENGTH_BOUND)];
+	unsigned char *bytes = ordinary;
+	unsigned char *end;
+	Size total = 0;
 
-#define MIX(part)                                                   \
-	hash = hash_bytes_extended((unsigned char *) VARDATA_ANY(part), \
-							   VARSIZE_ANY_EXHDR(part), hash)
-	MIX(id->scope);
-	MIX(id->operation);
-	MIX(id->key);
-#undef MIX
-	return hash >> (64 - IDEM_LOCK_HASH_BITS);
+	idem_config_refresh(&secret_config);
+	if (secret_config.rows == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table %s.lock_secret is empty", IDEM_SCHEMA_NAME),
+				 errhint("Put a secret back: INSERT INTO %s.lock_secret DEFAULT VALUES.",
+						 IDEM_SCHEMA_NAME)));
+	for (int i = 0; i < (int) lengthof(parts); i++)
+		total += sizeof(uint32) + VARSIZE_ANY_EXHDR(parts[i]);
+	if (total > sizeof(ordinary))
+		bytes = palloc(total); /* only in a row that was written by hand */
+	end = bytes;
+	for (int i = 0; i < (int) lengthof(parts); i++)
+	{
+		uint32 length = VARSIZE_ANY_EXHDR(parts[i]);
+
+		memcpy(end, &length, sizeof(length));
+		end += sizeof(length);
+		memcpy(end, VARDATA_ANY(parts[i]), length);
+		end += length;
+	}
+	return siphash(linitial(secret_config.rows), bytes, end - bytes) >> (64 - IDEM_LOCK_HASH_BITS);
 }
 
 static LockAcquireResult

@@ -34,8 +34,7 @@ PG_FUNCTION_INFO_V1(idempotency_once);
 
 /*
  * SQL once(): claim and completion in one write. A consumer of events wants
- * to know first or not, so it waits for a rival that is undecided, by default
- * as long as max_wait allows.
+ * to know first or not, so it waits for a rival that is undecided.
  *
  * Errors: as claim(); 55P03 the rival is still undecided; IK005 the key is
  * held.
@@ -49,7 +48,7 @@ idempotency_once(PG_FUNCTION_ARGS)
 	idem_require_writable("once");
 	idem_identity(&request.id, fcinfo);
 	request.ttl = once_ttl(fcinfo, 3, request.id.operation);
-	request.wait = idem_claim_wait_argument(fcinfo, 4, PG_INT64_MAX);
+	request.wait = idem_claim_wait_argument(fcinfo, 4, idem_once_wait * INT64CONST(1000));
 	request.at_once = true;
 
 	idem_claim_answer(&request, &answer);
@@ -83,7 +82,8 @@ PG_FUNCTION_INFO_V1(idempotency_once_batch);
 
 /*
  * SQL once_batch(): for each key, in the order given, whether it is there for
- * the first time. Of duplicates inside the array the first is.
+ * the first time. Of duplicates inside the array the first is. NULL, and only
+ * where skip_undecided asks for that: it cannot be said yet.
  *
  * Errors: 22004, 22001, 22023 arguments; 25006 read-only; 40001 above READ
  * COMMITTED; 55006 a claim on one of the keys is undecided; IK005 one is held.
@@ -101,7 +101,9 @@ idempotency_once_batch(PG_FUNCTION_ARGS)
 	BatchKey *keys;
 	Datum *distinct;
 	bool *first;
+	bool *open = NULL;
 	bool *answers;
+	bool *undecided;
 	int ndistinct = 0;
 	TimestampTz now;
 
@@ -138,12 +140,15 @@ idempotency_once_batch(PG_FUNCTION_ARGS)
 		if (i == 0 || !idem_texts_equal(keys[i].key, keys[i - 1].key))
 			distinct[ndistinct++] = PointerGetDatum(keys[i].key);
 	first = palloc0(sizeof(bool) * Max(ndistinct, 1));
+	if (!PG_ARGISNULL(4) && PG_GETARG_BOOL(4))
+		open = palloc0(sizeof(bool) * Max(ndistinct, 1));
 	now = GetCurrentTimestamp();
 	if (ndistinct > 0)
 		idem_batch_insert(scope, operation, distinct, ndistinct, now,
-						  idem_time_after(now, ttl, "ttl"), first);
+						  idem_time_after(now, ttl, "ttl"), first, open);
 
 	answers = palloc0(sizeof(bool) * Max(nelements, 1));
+	undecided = palloc0(sizeof(bool) * Max(nelements, 1));
 	for (int i = 0, d = -1; i < nelements; i++)
 	{
 		bool is_new = i == 0 || !idem_texts_equal(keys[i].key, keys[i - 1].key);
@@ -151,14 +156,17 @@ idempotency_once_batch(PG_FUNCTION_ARGS)
 		if (is_new)
 			d++;
 		answers[keys[i].position] = is_new && first[d];
-		idem_stats_count(answers[keys[i].position] ? IDEM_CLAIMS : IDEM_REPLAYS, 1);
+		undecided[keys[i].position] = open != NULL && open[d];
+		idem_stats_count(answers[keys[i].position] ? IDEM_CLAIMS : undecided[keys[i].position] ? IDEM_CONFLICTS
+																							   : IDEM_REPLAYS,
+						 1);
 		if (answers[keys[i].position])
 			idem_stats_count(IDEM_COMPLETIONS, 1);
 	}
 	for (int i = 0; i < nelements; i++)
 	{
 		Datum values[2] = {elements[i], BoolGetDatum(answers[i])};
-		bool isnull[2] = {false, false};
+		bool isnull[2] = {false, undecided[i]};
 
 		tuplestore_putvalues(result->setResult, result->setDesc, values, isnull);
 	}

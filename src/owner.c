@@ -37,12 +37,23 @@ report_stale(const char *what)
 }
 
 /*
+ * The claim has been completed, by an earlier call of the caller's perhaps.
+ *
+ * Errors: IK001, always.
+ */
+void
+idem_owner_report_completed(void)
+{
+	report_stale("completed");
+}
+
+/*
  * The token decides whose claim the row is.
  */
 static void
 check_token(const KeyRow *row, int64 token)
 {
-	int64 current = row->isnull[KEY_TOKEN] ? 0 : DatumGetInt64(row->values[KEY_TOKEN]);
+	int64 current = KeyRowToken(row);
 
 	if (token == current)
 		return;
@@ -155,13 +166,13 @@ idem_owner_claim(OwnedClaim *own, FunctionCallInfo fcinfo, int token_argno,
 }
 
 /*
- * The same for a claim that this transaction has just made.
+ * The same for a claim that this transaction has made.
  */
 void
-idem_owner_claim_pending(OwnedClaim *own, const KeyIdentity *id)
+idem_owner_claim_pending(OwnedClaim *own, const KeyIdentity *id, OwnerVerb verb)
 {
 	own->id = *id;
-	find_claim(own, false, 0, OWNER_COMPLETE);
+	find_claim(own, false, 0, verb);
 }
 
 /*
@@ -221,7 +232,7 @@ idem_owner_write(OwnedClaim *own, PendingStatus status)
 		idem_pending_state(own->pending)->status == PENDING_OPEN &&
 		(!own->row.isnull[KEY_TOKEN] || own->row.status == KEY_HELD))
 		KeyRowSet(&own->row, KEY_TOKEN,
-				  Int64GetDatum(idem_keys_next_token(&own->row)));
+				  Int64GetDatum(idem_keys_next_token(KeyRowToken(&own->row))));
 
 	if (!own->leased || own->row.status == KEY_COMPLETED)
 		idem_keys_write(&own->row, old);

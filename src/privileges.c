@@ -26,11 +26,11 @@
 static const char *const usage[] = {
 	"USAGE ON SCHEMA idempotency",
 	"USAGE ON TYPE idempotency.claim_result, idempotency.replay_result, idempotency.lookup_result",
-	"EXECUTE ON FUNCTION idempotency.claim, idempotency.complete, idempotency.fail,"
+	"EXECUTE ON FUNCTION idempotency.claim, idempotency.complete, idempotency.fail, idempotency.record_failure,"
 	" idempotency.release, idempotency.extend, idempotency.checkpoint, idempotency.hold,"
 	" idempotency.replay, idempotency.lookup, idempotency.once, idempotency.once_batch,"
 	" idempotency.run, idempotency.claim_abandoned, idempotency.fingerprint,"
-	" idempotency.content_key, idempotency.effect_key, idempotency.default_policy",
+	" idempotency.fingerprint_bytes, idempotency.content_key, idempotency.effect_key, idempotency.default_policy",
 	"SELECT ON TABLE idempotency.effective_policies",
 	NULL};
 

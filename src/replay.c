@@ -11,8 +11,12 @@
  */
 #include "idempotency.h"
 
+#include "access/table.h"
 #include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/rel.h"
 
 /*
  * Finds a key that is alive. Errors: 22004, 22001, 22023 arguments.
@@ -75,7 +79,23 @@ idempotency_replay(PG_FUNCTION_ARGS)
 PG_FUNCTION_INFO_V1(idempotency_lookup);
 
 /*
- * SQL lookup(). Status is what the key counts as now.
+ * Whether the caller may see whose claim a key is: an operator, who reads the
+ * table. A token lets its holder complete the claim, and a claim_id lets him
+ * have the token.
+ */
+static bool
+may_see_owner(void)
+{
+	Relation table = idem_table_open(AccessShareLock);
+	bool result = pg_class_aclcheck(RelationGetRelid(table), GetUserId(), ACL_SELECT) == ACLCHECK_OK;
+
+	table_close(table, NoLock);
+	return result;
+}
+
+/*
+ * SQL lookup(): the record of a key as it counts now, with the response unless
+ * that was removed.
  */
 Datum
 idempotency_lookup(PG_FUNCTION_ARGS)
@@ -86,15 +106,27 @@ idempotency_lookup(PG_FUNCTION_ARGS)
 		KEY_RECOVERY_POINT, KEY_STATE, KEY_LAST_ERROR, KEY_NOTE,
 		KEY_CREATED_AT, KEY_CLAIMED_AT, KEY_CHECKPOINTED_AT, KEY_LOCKED_UNTIL,
 		KEY_COMPLETED_AT, KEY_EXPIRES_AT, KEY_RESPONSE_EXPIRES_AT,
-		KEY_REDACTED_AT};
+		KEY_REDACTED_AT, KEY_RESPONSE_STATUS, KEY_RESPONSE_HEADERS,
+		KEY_RESPONSE_BODY, KEY_RESPONSE_BYTES};
 	Datum values[lengthof(columns)];
 	bool isnull[lengthof(columns)];
 	TimestampTz now = GetCurrentTimestamp();
 	KeyRow row;
 
 	InitMaterializedSRF(fcinfo, 0);
-	if (!find_live(fcinfo, false, &row))
+	if (!find_live(fcinfo, true, &row))
 		return (Datum) 0;
+	if (!may_see_owner())
+	{
+		KeyRowSetNull(&row, KEY_TOKEN);
+		KeyRowSetNull(&row, KEY_CLAIM_ID);
+	}
+	if (idem_keys_response_gone(&row, now))
+	{
+		KeyRowSetNull(&row, KEY_RESPONSE_HEADERS);
+		KeyRowSetNull(&row, KEY_RESPONSE_BODY);
+		KeyRowSetNull(&row, KEY_RESPONSE_BYTES);
+	}
 
 	if (row.isnull[KEY_CLAIMED_AT])
 		KeyRowSet(&row, KEY_CLAIMED_AT, row.values[KEY_CREATED_AT]);

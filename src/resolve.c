@@ -91,24 +91,28 @@ PG_FUNCTION_INFO_V1(idempotency_import_completed);
 Datum
 idempotency_import_completed(PG_FUNCTION_ARGS)
 {
-	static const KeyColumn columns[] = {
-		KEY_RESPONSE_STATUS, KEY_RESPONSE_BODY, KEY_RESPONSE_HEADERS,
-		KEY_RESPONSE_BYTES, KEY_CREATED_AT, KEY_COMPLETED_AT, KEY_EXPIRES_AT};
+	static const KeyColumn times[] = {KEY_CREATED_AT, KEY_COMPLETED_AT, KEY_EXPIRES_AT};
 	TimestampTz now = GetCurrentTimestamp();
+	IdemResponse response;
+	bytea *fingerprint;
 	KeyIdentity id;
 	KeyRow row;
 	KeyRow old;
 	PendingClaim *pending;
 
 	idem_require_writable("import_completed");
-	idem_check_response(fcinfo);
 	idem_identity(&id, fcinfo);
+	idem_response_read(&response, fcinfo, 3);
+	fingerprint = idem_fingerprint_argument(fcinfo, 10, 11);
 	idem_keys_init_row(&row, &id);
 	row.status = KEY_COMPLETED;
 	KeyRowSet(&row, KEY_ATTEMPT, Int32GetDatum(1));
-	for (int i = 0; i < (int) lengthof(columns); i++)
-		if (!PG_ARGISNULL(3 + i))
-			KeyRowSet(&row, columns[i], PG_GETARG_DATUM(3 + i));
+	idem_response_put(&response, &row);
+	if (fingerprint != NULL)
+		KeyRowSet(&row, KEY_FINGERPRINT, PointerGetDatum(fingerprint));
+	for (int i = 0; i < (int) lengthof(times); i++)
+		if (!PG_ARGISNULL(7 + i))
+			KeyRowSet(&row, times[i], PG_GETARG_DATUM(7 + i));
 	if (row.isnull[KEY_COMPLETED_AT])
 		KeyRowSet(&row, KEY_COMPLETED_AT,
 				  row.isnull[KEY_CREATED_AT] ? TimestampTzGetDatum(now) : row.values[KEY_CREATED_AT]);
@@ -143,6 +147,6 @@ idempotency_import_completed(PG_FUNCTION_ARGS)
 
 	/* What has expired is not known; its token must be outdated all the same. */
 	if (!old.isnull[KEY_TOKEN])
-		KeyRowSet(&row, KEY_TOKEN, Int64GetDatum(idem_keys_next_token(&old)));
+		KeyRowSet(&row, KEY_TOKEN, Int64GetDatum(idem_keys_next_token(KeyRowToken(&old))));
 	PG_RETURN_BOOL(idem_keys_update(&row, &old) || idem_keys_insert_if_absent(&row));
 }

@@ -95,6 +95,7 @@ idempotency_run(PG_FUNCTION_ARGS)
 	ClaimRequest request = {0};
 	ClaimAnswer answer;
 	IdemPolicy policy;
+	IdemResponse response = {.isnull = {true, true, true, true}};
 	text *body;
 
 	idem_require_writable("run");
@@ -105,10 +106,14 @@ idempotency_run(PG_FUNCTION_ARGS)
 				 errhint("Give one SQL statement, in which $1 is args.")));
 	idem_identity(&request.id, fcinfo);
 	policy = idem_policy_for(request.id.operation);
-	if (!PG_ARGISNULL(5))
-		request.fingerprint = idem_fingerprint_of(PG_GETARG_JSONB_P(5));
+	request.fingerprint = idem_fingerprint_argument(fcinfo, 5, 10);
 	request.ttl = idem_duration(fcinfo, 6, "ttl", 1, IDEM_MAX_TTL_US, policy.ttl);
 	request.wait = idem_claim_wait_argument(fcinfo, 7, 0);
+	if (!PG_ARGISNULL(8))
+		idem_response_set(&response, IDEM_RESPONSE_STATUS, PG_GETARG_DATUM(8));
+	if (!PG_ARGISNULL(9))
+		idem_response_set(&response, IDEM_RESPONSE_HEADERS, PG_GETARG_DATUM(9));
+	idem_response_check(&response);
 
 	idem_claim_answer(&request, &answer);
 	if (answer.outcome == CLAIM_REPLAY)
@@ -118,6 +123,11 @@ idempotency_run(PG_FUNCTION_ARGS)
 
 	body = execute_command(text_to_cstring(PG_GETARG_TEXT_PP(3)),
 						   PG_GETARG_DATUM(4), PG_ARGISNULL(4));
-	idem_complete_with_body(&request.id, body, &answer.row);
+	if (body != NULL)
+	{
+		idem_response_set(&response, IDEM_RESPONSE_BODY, PointerGetDatum(body));
+		idem_response_check(&response);
+	}
+	idem_complete_own(&request.id, &response, &answer.row);
 	PG_RETURN_DATUM(idem_claim_result(fcinfo, &answer, true));
 }

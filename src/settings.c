@@ -19,18 +19,16 @@
 #define DAY_S (24 * 60 * 60)
 #define MINUTE_MS (60 * 1000)
 
-/*
- * Three texts of this many bytes, with their headers, fit into a btree entry
- * of an 8 kB page (2704 bytes, nbtree.h BTMaxItemSize).
- */
-#define KEY_LENGTH_BOUND 880
-
 int idem_default_ttl = DAY_S;
 int idem_failed_ttl = DAY_S;
 int idem_once_ttl = 30 * DAY_S;
 int idem_default_lease = MINUTE_MS;
 int idem_max_ttl = 366 * DAY_S;
 int idem_max_wait = MINUTE_MS;
+int idem_once_wait = 5000;
+int idem_max_waiters = 32;
+int idem_max_waiters_per_key = 4;
+int idem_max_retry_after = 5000;
 int idem_max_key_length = 255;
 int idem_max_claims_per_transaction = 1000;
 int idem_max_response_size = 4 * 1024;
@@ -145,11 +143,43 @@ idem_settings_init(void)
 							PGC_SUSET, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 
+	DefineCustomIntVariable("idempotency.once_wait",
+							"How long once() waits for an undecided rival when the call does not say.",
+							NULL,
+							&idem_once_wait,
+							5000, 0, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("idempotency.max_waiters",
+							"Most connections of the server that wait for a rival at one time.",
+							"One more gets its answer at once. Zero means no limit. Needs the library to be preloaded.",
+							&idem_max_waiters,
+							32, 0, INT_MAX,
+							PGC_SUSET, 0,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("idempotency.max_waiters_per_key",
+							"Most connections that wait for one key at one time.",
+							"One more gets its answer at once. Zero means no limit. Needs the library to be preloaded.",
+							&idem_max_waiters_per_key,
+							4, 0, INT_MAX,
+							PGC_SUSET, 0,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("idempotency.max_retry_after",
+							"Largest retry_after_ms that a claim names while another's lease lasts.",
+							"Work is most often done long before its lease ends; locked_until says when that is.",
+							&idem_max_retry_after,
+							5000, 1, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
 	DefineCustomIntVariable("idempotency.max_key_length",
 							"Longest scope, operation or key, each.",
 							NULL,
 							&idem_max_key_length,
-							255, 1, KEY_LENGTH_BOUND,
+							255, 1, IDEM_KEY_LENGTH_BOUND,
 							PGC_SUSET, GUC_UNIT_BYTE,
 							NULL, NULL, NULL);
 

@@ -2,7 +2,7 @@
  *
  * shared.c
  *	  What lives in shared memory: the counters of each database, how the
- *	  launcher is doing, and where waiting claims sleep.
+ *	  launcher is doing, where waiting claims sleep, and who does.
  *
  * All of it exists only if the library is in shared_preload_libraries. The
  * SQL functions work without; then idem_shared is NULL, and what needs it
@@ -22,12 +22,18 @@ IdemShared *idem_shared = NULL;
 static shmem_request_hook_type previous_request_hook = NULL;
 static shmem_startup_hook_type previous_startup_hook = NULL;
 
+static Size
+size(void)
+{
+	return add_size(offsetof(IdemShared, waiters), mul_size(MaxBackends, sizeof(IdemWaiter)));
+}
+
 static void
 request(void)
 {
 	if (previous_request_hook)
 		previous_request_hook();
-	RequestAddinShmemSpace(MAXALIGN(sizeof(IdemShared)));
+	RequestAddinShmemSpace(MAXALIGN(size()));
 	RequestNamedLWLockTranche(IDEM_EXTENSION_NAME, 1);
 }
 
@@ -39,10 +45,10 @@ startup(void)
 	if (previous_startup_hook)
 		previous_startup_hook();
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	idem_shared = ShmemInitStruct(IDEM_EXTENSION_NAME, sizeof(IdemShared), &found);
+	idem_shared = ShmemInitStruct(IDEM_EXTENSION_NAME, size(), &found);
 	if (!found)
 	{
-		MemSet(idem_shared, 0, sizeof(IdemShared));
+		memset(idem_shared, 0, size());
 		idem_shared->lock = &GetNamedLWLockTranche(IDEM_EXTENSION_NAME)->lock;
 		for (int i = 0; i < IDEM_MAX_DATABASES; i++)
 			for (int j = 0; j < IDEM_NCOUNTERS; j++)

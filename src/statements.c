@@ -193,22 +193,20 @@ prepare(KeyStatement statement)
 			 * that order: so overlapping batches meet in the same order.
 			 */
 			appendStringInfoString(&sql, "INSERT INTO " QUALIFIED_TABLE " AS k"
-										 " (created_at, expires_at, completed_at, attempt, scope, operation, key, status)"
-										 " SELECT $4, $5, $4, 1, $1, $2, u.key, 'completed'::pg_catalog.text"
-										 " FROM pg_catalog.unnest($3) AS u(key)");
+										 " (created_at, expires_at, completed_at, attempt, scope, operation, key, status, token)"
+										 " SELECT $4, $5, $4, 1, $1, $2, u.key, 'completed'::pg_catalog.text, u.token"
+										 " FROM ROWS FROM (pg_catalog.unnest($3), pg_catalog.unnest($6)) AS u(key, token)");
 			if (statement == STATEMENT_BATCH_INSERT)
 				appendStringInfoString(&sql, " ON CONFLICT (scope, operation, key) DO NOTHING");
 			else
 			{
 				appendStringInfoString(&sql, " ON CONFLICT (scope, operation, key) DO UPDATE SET ");
 				for (int i = 0; i < KEY_NCOLUMNS; i++)
-					if (i == KEY_TOKEN)
-						appendStringInfoString(&sql, ", token = CASE WHEN k.token IS NOT NULL"
-													 " THEN pg_catalog.nextval('" IDEM_SCHEMA_NAME "." IDEM_TOKEN_SEQUENCE "'::pg_catalog.regclass) END");
-					else
-						appendStringInfo(&sql, "%s%s = excluded.%s", i > 0 ? ", " : "",
-										 idem_table_columns[i].name, idem_table_columns[i].name);
-				appendStringInfoString(&sql, " WHERE " RECLAIMABLE("k", "$4"));
+					appendStringInfo(&sql, "%s%s = excluded.%s", i > 0 ? ", " : "",
+									 idem_table_columns[i].name, idem_table_columns[i].name);
+
+				/* A claim that came after the look has a token of its own. */
+				appendStringInfoString(&sql, " WHERE " RECLAIMABLE("k", "$4") " AND (k.token IS NULL OR k.token OPERATOR(pg_catalog.<) excluded.token)");
 			}
 			appendStringInfoString(&sql, " RETURNING k.key");
 			types[ntypes++] = TEXTOID;
@@ -216,6 +214,7 @@ prepare(KeyStatement statement)
 			types[ntypes++] = TEXTARRAYOID;
 			types[ntypes++] = TIMESTAMPTZOID;
 			types[ntypes++] = TIMESTAMPTZOID;
+			types[ntypes++] = INT8ARRAYOID;
 			break;
 		case STATEMENT_BATCH_LOOK:
 
@@ -226,7 +225,7 @@ prepare(KeyStatement statement)
 			 * making another join of it.
 			 */
 			appendStringInfoString(&sql, "SELECT k.key, CASE WHEN k.hold_if_abandoned AND k.locked_until OPERATOR(pg_catalog.<=) $4"
-										 " THEN 'held'::pg_catalog.text ELSE k.status END, " RECLAIMABLE("k", "$4") " FROM pg_catalog.unnest($3) AS u(key) CROSS JOIN LATERAL"
+										 " THEN 'held'::pg_catalog.text ELSE k.status END, " RECLAIMABLE("k", "$4") ", COALESCE(k.token, 0) FROM pg_catalog.unnest($3) AS u(key) CROSS JOIN LATERAL"
 																													" (SELECT * FROM ONLY " QUALIFIED_TABLE " AS o"
 																													" WHERE o.scope OPERATOR(pg_catalog.=) $1"
 																													" AND o.operation OPERATOR(pg_catalog.=) $2"

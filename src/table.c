@@ -34,6 +34,7 @@ const KeyColumnType idem_table_columns[KEY_NCOLUMNS] = {
 	[KEY_CLAIMED_AT] = {"claimed_at", TIMESTAMPTZOID},
 	[KEY_CHECKPOINTED_AT] = {"checkpointed_at", TIMESTAMPTZOID},
 	[KEY_LOCKED_UNTIL] = {"locked_until", TIMESTAMPTZOID},
+	[KEY_LEASE_MS] = {"lease_ms", INT8OID},
 	[KEY_RESPONSE_EXPIRES_AT] = {"response_expires_at", TIMESTAMPTZOID},
 	[KEY_REDACTED_AT] = {"redacted_at", TIMESTAMPTZOID},
 	[KEY_CLAIM_ID] = {"claim_id", UUIDOID},

@@ -10,18 +10,27 @@
  * hint: unlike keys share a variable, a prepared transaction is committed by
  * somebody who does not know its keys, and without preloading there are no
  * variables at all. So the sleeper looks by itself, too, at least once a
- * second, or a few times a second where it cannot be woken.
+ * second, or twenty times a second where it cannot be woken.
+ *
+ * Who waits is counted, since each keeps a connection that somebody else, the
+ * owner of the claim perhaps, may need.
  *
  *-------------------------------------------------------------------------
  */
 #include "idempotency.h"
 
+#include "access/xact.h"
 #include "miscadmin.h"
+#include "storage/proc.h"
 #include "utils/wait_event.h"
 
 /* Longest sleep, in microseconds, if we can be woken, and if not. */
 #define WAKEABLE_US (1000 * INT64CONST(1000))
 #define BLIND_US (50 * INT64CONST(1000))
+
+/* Whether this backend is counted among those who wait. */
+static bool waiting = false;
+static int waiting_level; /* transaction nesting that began to wait */
 
 static ConditionVariable *
 wakeup_of(uint64 hash)
@@ -66,13 +75,64 @@ idem_wake_sleep(const KeyIdentity *id, int64 microseconds)
 }
 
 /*
- * The wait is over. After an error abort does the same.
+ * Whether this backend may wait for a key: fewer than max_waiters_per_key do,
+ * and fewer than max_waiters at all. If so it counts as one who does, until
+ * idem_wake_leave(), and who comes at the same moment sees it. To be counted
+ * needs shared memory; without preloading there is no limit.
+ */
+bool
+idem_wake_enter(const KeyIdentity *id)
+{
+	bool may = true;
+
+	if (idem_shared == NULL)
+		return true;
+	LWLockAcquire(idem_shared->lock, LW_EXCLUSIVE);
+	if (idem_max_waiters > 0 || idem_max_waiters_per_key > 0)
+	{
+		int waiters = 0;
+		int rivals = 0;
+
+		for (int i = 0; i < MaxBackends; i++)
+		{
+			const IdemWaiter *waiter = &idem_shared->waiters[i];
+
+			if (!waiter->waiting)
+				continue;
+			waiters++;
+			if (waiter->database == MyDatabaseId && waiter->hash == id->hash)
+				rivals++;
+		}
+		may = (idem_max_waiters == 0 || waiters < idem_max_waiters) &&
+			(idem_max_waiters_per_key == 0 || rivals < idem_max_waiters_per_key);
+	}
+	if (may)
+	{
+		IdemWaiter *own = &idem_shared->waiters[MY_PROC_NUMBER];
+
+		own->database = MyDatabaseId;
+		own->hash = id->hash;
+		own->waiting = true;
+		waiting = true;
+		waiting_level = GetCurrentTransactionNestLevel();
+	}
+	LWLockRelease(idem_shared->lock);
+	return may;
+}
+
+/*
+ * The wait is over. Abort of a transaction or a savepoint does this, too.
  */
 void
-idem_wake_done(void)
+idem_wake_leave(void)
 {
-	if (idem_shared != NULL)
-		ConditionVariableCancelSleep();
+	if (!waiting)
+		return;
+	waiting = false;
+	ConditionVariableCancelSleep();
+	LWLockAcquire(idem_shared->lock, LW_EXCLUSIVE);
+	idem_shared->waiters[MY_PROC_NUMBER].waiting = false;
+	LWLockRelease(idem_shared->lock);
 }
 
 /*
@@ -84,4 +144,32 @@ idem_wake_waiters(uint64 hash)
 {
 	if (idem_shared != NULL)
 		ConditionVariableBroadcast(wakeup_of(hash));
+}
+
+/*
+ * An error while waiting comes up through the level that entered the wait. The
+ * bounded wait for a lock rolls back a savepoint of its own, within it.
+ */
+static void
+transaction_ends(XactEvent event, void *arg pg_attribute_unused())
+{
+	if (event == XACT_EVENT_ABORT)
+		idem_wake_leave();
+}
+
+static void
+subtransaction_ends(SubXactEvent event, SubTransactionId mySubid pg_attribute_unused(),
+					SubTransactionId parentSubid pg_attribute_unused(),
+					void *arg pg_attribute_unused())
+{
+	if (waiting && event == SUBXACT_EVENT_ABORT_SUB &&
+		GetCurrentTransactionNestLevel() <= waiting_level)
+		idem_wake_leave();
+}
+
+void
+idem_wake_init(void)
+{
+	RegisterXactCallback(transaction_ends, NULL);
+	RegisterSubXactCallback(subtransaction_ends, NULL);
 }

@@ -15,7 +15,7 @@ use Test::More;
 use Time::HiRes qw(sleep time);
 use Wire;
 
-my $node = new_server('wait', conf => "shared_preload_libraries = 'idempotency'\n");
+my $node = new_server('wait', conf => "shared_preload_libraries = 'idempotency'\nidempotency.max_waiters_per_key = 0\n");
 my ($owner, $waiter, $watcher) = map { Wire->connect($node) } 1 .. 3;
 my $number = 0;
 

@@ -93,7 +93,7 @@ sub drive
 		$charge = ask('charge', $operation, $payment);
 		sql('BEGIN');
 		sql("INSERT INTO charged VALUES ('$payment', '$charge')");
-		sql("SELECT idempotency.checkpoint($id, 'charged', '\"$charge\"', $token, '2500 ms')");
+		sql("SELECT idempotency.checkpoint($id, 'charged', '\"$charge\"', lease => '2500 ms', token => $token)");
 		sql('COMMIT');
 	}
 	my $receipt = ask('receipt', $operation, $payment);
