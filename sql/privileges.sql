@@ -310,12 +310,15 @@ SELECT idempotency.revoke_usage('regress_one');
 SELECT idempotency.grant_usage('regress_one');
 SELECT idempotency.revoke_usage('regress_one');
 SELECT DISTINCT grantor::regrole FROM public.privileges_members, aclexplode(acl) WHERE grantee = 'regress_one'::regrole;
--- Such a grant counts as well.
+-- Such a grant counts as well. What the two have in common stays, from both.
 SELECT idempotency.grant_operator('regress_one'), idempotency.revoke_operator('regress_one');
 SELECT has_function_privilege('regress_one', 'idempotency.replay'::regproc, 'EXECUTE') AS shared, has_function_privilege('regress_one', 'idempotency.forget'::regproc, 'EXECUTE') AS operators;
 SET ROLE regress_half;
 SELECT idempotency.revoke_usage('regress_one');
+RESET ROLE;
+SELECT idempotency.revoke_usage('regress_one'), public.privileges_of('regress_one') IS NULL AS nothing;
 -- It cannot be taken from somebody who has passed it on.
+SET ROLE regress_half;
 SELECT idempotency.grant_usage('regress_one');
 RESET ROLE;
 SELECT idempotency.revoke_usage('regress_half');
@@ -323,7 +326,7 @@ SET ROLE regress_half;
 SELECT idempotency.revoke_usage('regress_one');
 RESET ROLE;
 SELECT idempotency.revoke_usage('regress_half');
-SELECT public.privileges_of('regress_one');
+SELECT public.privileges_of('regress_one') IS NULL AS nothing;
 
 -- A script that is older than the library lacks some.
 BEGIN;
