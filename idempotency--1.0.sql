@@ -820,12 +820,13 @@ COMMENT ON FUNCTION idempotency.bind_role IS
 	'From now on the role can only use scopes that match the pattern, or another that it is bound to';
 
 CREATE FUNCTION idempotency.unbind_role(
-	role pg_catalog.regrole)
+	role pg_catalog.regrole,
+	scope_pattern pg_catalog.text DEFAULT NULL)
 RETURNS pg_catalog.bool
 AS 'MODULE_PATHNAME', 'idempotency_unbind_role'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 COMMENT ON FUNCTION idempotency.unbind_role IS
-	'Removes all bindings of a role; true if there were any';
+	'Removes one binding of a role, or all; true if there was any';
 
 ------------------------------------------------------------------------------
 -- Maintenance, and seeing it work
@@ -1046,7 +1047,7 @@ COMMENT ON COLUMN idempotency.effective_policies.max_attempts IS
 	'After so many attempts the key is held; NULL: no limit';
 
 ------------------------------------------------------------------------------
--- Privileges. Nobody gets anything by default; three calls hand it out.
+-- Privileges. Nobody gets anything by default; these hand it out and take it back.
 ------------------------------------------------------------------------------
 
 CREATE FUNCTION idempotency.grant_usage(role pg_catalog.regrole)
@@ -1069,6 +1070,27 @@ AS 'MODULE_PATHNAME', 'idempotency_grant_monitor'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 COMMENT ON FUNCTION idempotency.grant_monitor IS
 	'Lets a role watch how the extension is doing, without seeing keys';
+
+CREATE FUNCTION idempotency.revoke_usage(role pg_catalog.regrole)
+RETURNS pg_catalog.bool
+AS 'MODULE_PATHNAME', 'idempotency_revoke_usage'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.revoke_usage IS
+	'Takes back what grant_usage() gave, but for what another bundle gave too; true if there was anything';
+
+CREATE FUNCTION idempotency.revoke_operator(role pg_catalog.regrole)
+RETURNS pg_catalog.bool
+AS 'MODULE_PATHNAME', 'idempotency_revoke_operator'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.revoke_operator IS
+	'Takes back what grant_operator() gave, but for what another bundle gave too; true if there was anything';
+
+CREATE FUNCTION idempotency.revoke_monitor(role pg_catalog.regrole)
+RETURNS pg_catalog.bool
+AS 'MODULE_PATHNAME', 'idempotency_revoke_monitor'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.revoke_monitor IS
+	'Takes back what grant_monitor() gave, but for what another bundle gave too; true if there was anything';
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA idempotency FROM PUBLIC;
 REVOKE ALL ON ALL PROCEDURES IN SCHEMA idempotency FROM PUBLIC;

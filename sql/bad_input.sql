@@ -100,7 +100,7 @@ SELECT t.* FROM pg_temp.try('idempotency.claim(''bad_input'', ''new'', ''hush'',
 SELECT t.* FROM pg_temp.try(format('idempotency.complete(''bad_input'', ''live'', ''hush'', 200, ''hush'', response_bytes => ''hush'', token => %s)', :token)) t;
 SELECT t.* FROM pg_temp.try('idempotency.content_key(NULL)') t;
 SELECT t.* FROM pg_temp.try('idempotency.cleanup(max_rows => -1)') t;
-SELECT t.* FROM unnest(ARRAY['grant_usage', 'grant_operator', 'grant_monitor']) call, pg_temp.try(format('idempotency.%s(NULL)', call)) t;
+SELECT t.* FROM unnest(ARRAY['grant_usage', 'grant_operator', 'grant_monitor', 'revoke_usage', 'revoke_operator', 'revoke_monitor', 'unbind_role']) call, pg_temp.try(format('idempotency.%s(NULL)', call)) t;
 -- Too large: responses, and the texts that are kept.
 SET idempotency.max_response_size = '1kB';
 SELECT t.* FROM pg_temp.try(format('idempotency.complete(''bad_input'', ''live'', ''hush'', 200, repeat(''hush'', 1000), token => %s)', :token)) t;

@@ -126,10 +126,69 @@ SELECT idempotency.bind_role('regress_bind_shop', '');
 SELECT idempotency.bind_role('regress_bind_shop', NULL);
 SELECT idempotency.bind_role(NULL, '%');
 SELECT idempotency.bind_role('regress_bind_nobody', '%');
+SELECT idempotency.bind_role('public', '%');
+SELECT idempotency.bind_role('-', '%');
+SELECT idempotency.bind_role('1', '%');
 SELECT idempotency.unbind_role(NULL);
 BEGIN READ ONLY;
 SELECT idempotency.bind_role('regress_bind_shop', '%');
 ROLLBACK;
+
+-- One pattern is taken away as it was given, or all of them.
+SELECT idempotency.unbind_role('regress_bind_shop');
+SELECT idempotency.bind_role('regress_bind_shop', p) FROM unnest(ARRAY['bind a%', 'bind b', 'bind c']) AS p;
+SELECT idempotency.unbind_role('regress_bind_shop', 'bind ab') AS matches_only, idempotency.unbind_role('regress_bind_shop', '') AS empty, idempotency.unbind_role('regress_bind_free', 'bind b') AS of_another, idempotency.unbind_role('regress_bind_shop', 'bind b') AS there, idempotency.unbind_role('regress_bind_shop', 'bind b') AS again;
+SELECT scope_pattern FROM idempotency.role_bindings WHERE role = 'regress_bind_shop'::regrole ORDER BY 1;
+SET ROLE regress_bind_shop;
+SELECT pg_temp.says($$SELECT idempotency.once('bind b', 'bind', 'one')$$), pg_temp.says($$SELECT idempotency.once('bind abc', 'bind', 'one')$$);
+RESET ROLE;
+SELECT idempotency.unbind_role('regress_bind_shop', NULL) AS all_of_them, idempotency.unbind_role('regress_bind_shop', scope_pattern => 'bind c') AS again;
+-- The last one taken away leaves a role that is not bound: any scope again.
+SELECT idempotency.bind_role('regress_bind_shop', 'bind c'), idempotency.unbind_role('regress_bind_shop', 'bind c');
+SET ROLE regress_bind_shop;
+SELECT pg_temp.says($$SELECT idempotency.once('bind b', 'bind', 'one')$$);
+RESET ROLE;
+SELECT count(*) FROM idempotency.role_bindings WHERE role = 'regress_bind_shop'::regrole;
+
+-- Where the superuser requires it, a role without a binding uses no scope, in
+-- no call, whether or not anybody is bound.
+SELECT idempotency.unbind_role(r) FROM unnest('{regress_bind_shop,regress_bind_clerk,regress_bind_super}'::regrole[]) AS r;
+SELECT idempotency.forget_scope('bind other', true) >= 0 AS cleared;
+SELECT outcome FROM idempotency.claim('bind other', 'abandoned', 'k', lease => '1 us');
+SELECT count(*) FROM idempotency.role_bindings;
+SHOW idempotency.require_binding;
+SET idempotency.require_binding = on;
+SET ROLE regress_bind_free;
+SELECT n, left(call, 40) AS call, pg_temp.says(format(call, 'bind other')) AS unbound FROM calls ORDER BY n;
+SELECT * FROM idempotency.claim_abandoned('abandoned');
+SELECT idempotency.once('bind other', 'bind', 'required');
+SET idempotency.require_binding = off;
+-- Nothing of it is in the way of what uses no scope.
+SELECT length(idempotency.effect_key('bind other', 'bind', 'k')), length(idempotency.content_key('{}'));
+RESET ROLE;
+-- A superuser uses any; with a binding, a role uses its own, and so does who
+-- has its privileges. Somebody else's binding is none.
+SELECT idempotency.once('bind other', 'bind', 'required');
+SELECT idempotency.bind_role('regress_bind_shop', 'bind shop:%');
+SET ROLE regress_bind_shop;
+SELECT pg_temp.says($$SELECT idempotency.once('bind shop:1', 'bind', 'required')$$), pg_temp.says($$SELECT idempotency.once('bind other', 'bind', 'required')$$);
+SET ROLE regress_bind_clerk;
+SELECT pg_temp.says($$SELECT idempotency.once('bind shop:1', 'bind', 'required 2')$$);
+SET ROLE regress_bind_guest;
+SELECT pg_temp.says($$SELECT idempotency.once('bind shop:1', 'bind', 'required')$$);
+SET ROLE regress_bind_free;
+SELECT pg_temp.says($$SELECT idempotency.once('bind shop:1', 'bind', 'required')$$);
+-- The current role counts.
+SELECT pg_temp.says($$SELECT bind_test.shop('bind shop:2')$$);
+SET ROLE regress_bind_shop;
+SELECT pg_temp.says($$SELECT bind_test.free('bind shop:3')$$);
+RESET ROLE;
+-- Operators read the whole table, whatever is bound or required.
+SELECT idempotency.grant_operator('regress_bind_free');
+SET ROLE regress_bind_free;
+SELECT count(*) > 0 AS reads FROM idempotency.idempotency_keys WHERE scope = 'bind other';
+RESET ROLE;
+RESET idempotency.require_binding;
 
 SET client_min_messages = warning;
 DROP SCHEMA bind_test CASCADE;

@@ -1,9 +1,9 @@
 -- Nobody has a privilege by default; grant_usage(), grant_operator() and
 -- grant_monitor() give what the application, a person who decides and a monitor
--- need, and no more.
+-- need, and no more. revoke_usage() and so on take it back, and no more.
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS idempotency;
-DROP ROLE IF EXISTS regress_nobody, regress_app, "regress Operator", regress_monitor, regress_all;
+DROP ROLE IF EXISTS regress_nobody, regress_app, "regress Operator", regress_monitor, regress_all, regress_one, regress_other, regress_half, "regress_a""b; --", "regress Mixed";
 RESET client_min_messages;
 \set SHOW_CONTEXT never
 
@@ -208,11 +208,139 @@ SELECT outcome FROM idempotency.claim('privileges', 'owner', 'k', lease => '1 ho
 SELECT idempotency.release('privileges', 'owner', 'k');
 ROLLBACK;
 
+-- Taken back. Whatever bundles a role has: without one of them it has exactly
+-- what a role has that never had that one.
+CREATE ROLE regress_one;
+CREATE ROLE regress_other;
+CREATE FUNCTION public.privileges_of(role regrole) RETURNS text LANGUAGE sql AS $$
+	SELECT string_agg(object || ' ' || privilege_type || is_grantable || ' ' || grantor::regrole, ', ' ORDER BY object, privilege_type, grantor) FROM public.privileges_members, aclexplode(acl) WHERE grantee = role
+$$;
+CREATE FUNCTION public.privileges_call(verb text, bundle text, role regrole) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+	result boolean;
+BEGIN
+	EXECUTE format('SELECT idempotency.%I(%L)', verb || '_' || bundle, role) INTO result;
+	RETURN result;
+END $$;
+CREATE FUNCTION public.privileges_pairs(OUT has text, OUT revoked text, OUT was_there boolean, OUT exact boolean, OUT again boolean, OUT left_over boolean) RETURNS SETOF record LANGUAGE plpgsql AS $$
+DECLARE
+	bundle text;
+BEGIN
+	FOR has, revoked IN SELECT * FROM unnest(ARRAY['', 'usage', 'operator', 'monitor', 'usage operator', 'operator usage', 'usage monitor', 'monitor usage', 'operator monitor', 'monitor operator', 'usage operator monitor', 'monitor usage operator']) a, unnest(ARRAY['usage', 'operator', 'monitor']) b
+	LOOP
+		FOREACH bundle IN ARRAY string_to_array(has, ' ') LOOP
+			PERFORM public.privileges_call('grant', bundle, 'regress_one');
+			IF bundle <> revoked THEN
+				PERFORM public.privileges_call('grant', bundle, 'regress_other');
+			END IF;
+		END LOOP;
+		was_there := public.privileges_call('revoke', revoked, 'regress_one');
+		exact := public.privileges_of('regress_one') IS NOT DISTINCT FROM public.privileges_of('regress_other');
+		again := public.privileges_call('revoke', revoked, 'regress_one');
+		FOREACH bundle IN ARRAY '{usage,operator,monitor}'::text[] LOOP
+			PERFORM public.privileges_call('revoke', bundle, r) FROM unnest('{regress_one,regress_other}'::regrole[]) r;
+		END LOOP;
+		left_over := public.privileges_of('regress_one') IS NOT NULL OR public.privileges_of('regress_other') IS NOT NULL;
+		RETURN NEXT;
+	END LOOP;
+END $$;
+SELECT * FROM public.privileges_pairs();
+-- In practice, too.
+SELECT idempotency.grant_usage('regress_one'), idempotency.grant_operator('regress_one'), idempotency.revoke_operator('regress_one');
+SET ROLE regress_one;
+SELECT role, allowed > 10 AS some, refused > 5 AS not_all, wrong FROM public.privileges_sweep();
+RESET ROLE;
+SELECT idempotency.revoke_usage('regress_one');
+
+-- Whatever the role is called.
+CREATE ROLE "regress_a""b; --";
+CREATE ROLE "regress Mixed";
+SELECT public.privileges_call(verb, bundle, role), public.privileges_of(role) IS NULL AS nothing FROM unnest('{"\"regress_a\"\"b; --\"","\"regress Mixed\""}'::regrole[]) role, unnest(ARRAY['usage', 'operator', 'monitor']) bundle, unnest(ARRAY['grant', 'revoke']) verb;
+-- There is no role PUBLIC, and one that was dropped has a number only.
+SELECT idempotency.grant_usage('public');
+SELECT idempotency.grant_usage('-');
+SELECT idempotency.revoke_usage('-');
+SELECT idempotency.grant_usage('1');
+SELECT idempotency.revoke_operator('1');
+BEGIN READ ONLY;
+SELECT idempotency.grant_usage('regress_one');
+ROLLBACK;
+BEGIN READ ONLY;
+SELECT idempotency.revoke_usage('regress_one');
+ROLLBACK;
+
+-- What a role has through another is the other's.
+SELECT idempotency.grant_usage('regress_other'), idempotency.grant_usage('regress_one');
+GRANT regress_other TO regress_one;
+SELECT idempotency.revoke_usage('regress_one') AS its_own, idempotency.revoke_usage('regress_one') AS again, has_function_privilege('regress_one', oid, 'EXECUTE') AS through_another FROM pg_proc WHERE oid = 'idempotency.once'::regproc;
+-- Nor does that count as one of its bundles.
+SELECT idempotency.grant_operator('regress_one'), idempotency.revoke_operator('regress_one'), public.privileges_of('regress_one') IS NULL AS nothing;
+REVOKE regress_other FROM regress_one;
+SELECT idempotency.revoke_usage('regress_other');
+-- An owner needs no grant, and keeps what it has.
+SELECT public.privileges_of(current_user::regrole) AS owned \gset
+SELECT idempotency.grant_usage(current_user::regrole), idempotency.revoke_usage(current_user::regrole), public.privileges_of(current_user::regrole) = :'owned' AS unchanged;
+
+-- They run with the caller's rights. Who has a bundle may not pass it on, and
+-- is told so. (GRANT itself would only warn.)
+CREATE ROLE regress_half;
+SELECT idempotency.grant_usage('regress_half');
+GRANT EXECUTE ON ALL ROUTINES IN SCHEMA idempotency TO regress_half;
+SET ROLE regress_half;
+SELECT idempotency.grant_usage('regress_one');
+SELECT idempotency.grant_operator('regress_one');
+SELECT idempotency.revoke_usage('regress_app');
+SELECT idempotency.revoke_usage('regress_half');
+RESET ROLE;
+-- All but one is not enough, and nothing is half-granted.
+GRANT USAGE ON SCHEMA idempotency TO regress_half WITH GRANT OPTION;
+GRANT USAGE ON TYPE idempotency.claim_result, idempotency.replay_result, idempotency.lookup_result TO regress_half WITH GRANT OPTION;
+GRANT EXECUTE ON ALL ROUTINES IN SCHEMA idempotency TO regress_half WITH GRANT OPTION;
+SET ROLE regress_half;
+SELECT idempotency.grant_usage('regress_one');
+RESET ROLE;
+SELECT public.privileges_of('regress_one') IS NULL AS nothing;
+GRANT SELECT ON ALL TABLES IN SCHEMA idempotency TO regress_half WITH GRANT OPTION;
+SET ROLE regress_half;
+SELECT idempotency.grant_usage('regress_one');
+RESET ROLE;
+SELECT DISTINCT grantor::regrole FROM public.privileges_members, aclexplode(acl) WHERE grantee = 'regress_one'::regrole;
+-- Who granted it takes it back: others are told that there is something left.
+SELECT idempotency.revoke_usage('regress_one');
+SELECT idempotency.grant_usage('regress_one');
+SELECT idempotency.revoke_usage('regress_one');
+SELECT DISTINCT grantor::regrole FROM public.privileges_members, aclexplode(acl) WHERE grantee = 'regress_one'::regrole;
+-- Such a grant counts as well. What the two have in common stays, from both.
+SELECT idempotency.grant_operator('regress_one'), idempotency.revoke_operator('regress_one');
+SELECT has_function_privilege('regress_one', 'idempotency.replay'::regproc, 'EXECUTE') AS shared, has_function_privilege('regress_one', 'idempotency.forget'::regproc, 'EXECUTE') AS operators;
+SET ROLE regress_half;
+SELECT idempotency.revoke_usage('regress_one');
+RESET ROLE;
+SELECT idempotency.revoke_usage('regress_one'), public.privileges_of('regress_one') IS NULL AS nothing;
+-- It cannot be taken from somebody who has passed it on.
+SET ROLE regress_half;
+SELECT idempotency.grant_usage('regress_one');
+RESET ROLE;
+SELECT idempotency.revoke_usage('regress_half');
+SET ROLE regress_half;
+SELECT idempotency.revoke_usage('regress_one');
+RESET ROLE;
+SELECT idempotency.revoke_usage('regress_half');
+SELECT public.privileges_of('regress_one') IS NULL AS nothing;
+
+-- A script that is older than the library lacks some.
+BEGIN;
+ALTER EXTENSION idempotency DROP FUNCTION idempotency.content_key;
+DROP FUNCTION idempotency.content_key;
+SELECT idempotency.grant_usage('regress_one'), idempotency.revoke_usage('regress_one');
+ROLLBACK;
+
+DROP FUNCTION public.privileges_pairs, public.privileges_call, public.privileges_of;
 DROP VIEW public.privileges_members;
 DROP TABLE public.privileges_errors;
 DROP FUNCTION public.privileges_sweep, public.privileges_try;
 SELECT idempotency.forget_scope('privileges', true) >= 0 AS cleared;
-DROP OWNED BY regress_nobody, regress_app, "regress Operator", regress_monitor, regress_all;
-DROP ROLE regress_nobody, regress_app, "regress Operator", regress_monitor, regress_all;
+DROP OWNED BY regress_nobody, regress_app, "regress Operator", regress_monitor, regress_all, regress_one, regress_other, regress_half, "regress_a""b; --", "regress Mixed";
+DROP ROLE regress_nobody, regress_app, "regress Operator", regress_monitor, regress_all, regress_one, regress_other, regress_half, "regress_a""b; --", "regress Mixed";
 -- What was granted is gone with the roles.
 SELECT p.proname, e.grantee FROM pg_proc p, aclexplode(proacl) e WHERE pronamespace = 'idempotency'::regnamespace AND e.grantee <> p.proowner;

@@ -90,7 +90,7 @@ INSERT INTO raised_error
 SELECT pg_temp.state_of(condition), condition
   FROM (SELECT DISTINCT regexp_replace(lower(m[1]), '^(t_r_|e_r_i_e_)', '') AS condition
 		  FROM regexp_matches(:'sources', '(?<!== )ERRCODE_([A-Z_]+)', 'g') AS m
-		 WHERE m[1] !~ '^IDEM_' AND m[1] NOT IN ('INTERNAL_ERROR', 'TO_CATEGORY')) AS c;
+		 WHERE m[1] !~ '^(IDEM|WARNING)_' AND m[1] NOT IN ('INTERNAL_ERROR', 'TO_CATEGORY')) AS c;
 SELECT * FROM raised_error EXCEPT SELECT * FROM documented_error ORDER BY 1;
 SELECT * FROM documented_error EXCEPT SELECT * FROM raised_error ORDER BY 1;
 

@@ -15,6 +15,7 @@
 #include "access/xlog.h"
 #include "common/int.h"
 #include "datatype/timestamp.h"
+#include "miscadmin.h"
 
 /*
  * One part of an identity: given, not empty, and short enough for the index.
@@ -215,6 +216,38 @@ idem_time_after(TimestampTz start, int64 microseconds, const char *name)
 				 errmsg("%s is out of range", name),
 				 errhint("Give a duration such as '24 hours'.")));
 	return result;
+}
+
+/*
+ * A role, as the first argument. PUBLIC is none, and is no regrole.
+ *
+ * Errors: 22004.
+ */
+Oid
+idem_role_argument(FunctionCallInfo fcinfo)
+{
+	if (PG_ARGISNULL(0) || !OidIsValid(PG_GETARG_OID(0)))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("role must not be null"),
+				 errhint("Name the role.")));
+	return PG_GETARG_OID(0);
+}
+
+/*
+ * Its name, unquoted. Errors: 42704 it was dropped, or never was.
+ */
+char *
+idem_role_name(Oid role)
+{
+	char *name = GetUserNameFromId(role, true);
+
+	if (name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("role with OID %u does not exist", role),
+				 errhint("Name a role that is listed in pg_roles.")));
+	return name;
 }
 
 /*

@@ -6,7 +6,8 @@
  * Two applications in one database must not be able to replay each other's
  * answers. A role that is bound to a pattern, itself or through a role whose
  * privileges it has, can only use scopes that match one of its patterns; one
- * that is not bound can use any. The role that counts is the current one, so
+ * that is not bound can use any, or none where the superuser requires that
+ * (idempotency.require_binding). The role that counts is the current one, so
  * a SECURITY DEFINER function acts for its owner. Superusers are not bound.
  *
  * Each backend keeps a copy of the table (config.c). Where nobody is bound a
@@ -42,7 +43,10 @@ read_row(TupleTableSlot *slot)
 static IdemConfig config = {.table = "role_bindings", .read_row = read_row};
 
 /*
- * Whether the current role may use a scope. Errors: 55000 table missing.
+ * Whether the current role may use a scope.
+ *
+ * Errors: 42501 it may use none, since it has to be bound and is not; 55000
+ * table missing.
  */
 bool
 idem_binding_allows(text *scope)
@@ -51,7 +55,7 @@ idem_binding_allows(text *scope)
 	ListCell *cell;
 
 	idem_config_refresh(&config);
-	if (config.rows == NIL || superuser())
+	if ((config.rows == NIL && !idem_require_binding) || superuser())
 		return true;
 	foreach (cell, config.rows)
 	{
@@ -65,11 +69,17 @@ idem_binding_allows(text *scope)
 												 PointerGetDatum(row->pattern))))
 			return true;
 	}
+	if (!bound && idem_require_binding)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for a role without a binding"),
+				 errhint("Where \"idempotency.require_binding\" is on, a role can only use scopes that it is bound to by idempotency.bind_role().")));
 	return !bound;
 }
 
 /*
- * Errors: 42501 the current role is bound to other scopes.
+ * Errors: 42501 the current role is bound to other scopes, or to none though
+ * it has to be.
  */
 void
 idem_binding_check(text *scope)
@@ -79,16 +89,6 @@ idem_binding_check(text *scope)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for this scope"),
 				 errhint("The role is bound to other scopes by idempotency.bind_role().")));
-}
-
-static void
-check_role(FunctionCallInfo fcinfo)
-{
-	if (PG_ARGISNULL(0) || !OidIsValid(PG_GETARG_OID(0)))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("role must not be null"),
-				 errhint("Name the role.")));
 }
 
 /*
@@ -118,7 +118,7 @@ PG_FUNCTION_INFO_V1(idempotency_bind_role);
 /*
  * SQL bind_role(): true. A role can be bound to several patterns.
  *
- * Errors: 22004, 22023, 22025 arguments; 25006 read-only.
+ * Errors: 22004, 22023, 22025 arguments; 42704 no such role; 25006 read-only.
  */
 Datum
 idempotency_bind_role(PG_FUNCTION_ARGS)
@@ -127,7 +127,7 @@ idempotency_bind_role(PG_FUNCTION_ARGS)
 	Datum values[2] = {PG_GETARG_DATUM(0), PG_GETARG_DATUM(1)};
 
 	idem_require_writable("bind_role");
-	check_role(fcinfo);
+	(void) idem_role_name(idem_role_argument(fcinfo));
 	if (PG_ARGISNULL(1) || VARSIZE_ANY_EXHDR(PG_GETARG_TEXT_PP(1)) == 0)
 		ereport(ERROR,
 				(errcode(PG_ARGISNULL(1) ? ERRCODE_NULL_VALUE_NOT_ALLOWED : ERRCODE_INVALID_PARAMETER_VALUE),
@@ -144,20 +144,23 @@ idempotency_bind_role(PG_FUNCTION_ARGS)
 PG_FUNCTION_INFO_V1(idempotency_unbind_role);
 
 /*
- * SQL unbind_role(): removes all patterns of a role; true if there were any.
+ * SQL unbind_role(): removes one pattern of a role, or all; true if there was
+ * any. A role that was dropped can be named by its OID.
  *
  * Errors: 22004 role; 25006 read-only.
  */
 Datum
 idempotency_unbind_role(PG_FUNCTION_ARGS)
 {
-	Oid types[1] = {REGROLEOID};
-	Datum values[1] = {PG_GETARG_DATUM(0)};
+	Oid types[2] = {REGROLEOID, TEXTOID};
+	Datum values[2] = {PG_GETARG_DATUM(0), PG_GETARG_DATUM(1)};
+	char nulls[2] = {' ', PG_ARGISNULL(1) ? 'n' : ' '};
 
 	idem_require_writable("unbind_role");
-	check_role(fcinfo);
+	(void) idem_role_argument(fcinfo);
 	PG_RETURN_BOOL(idem_config_write(&config,
 									 "DELETE FROM idempotency.role_bindings AS b"
-									 " WHERE b.role::pg_catalog.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid",
-									 1, types, values, NULL) > 0);
+									 " WHERE b.role::pg_catalog.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid"
+									 " AND ($2 IS NULL OR b.scope_pattern OPERATOR(pg_catalog.=) $2)",
+									 2, types, values, nulls) > 0);
 }

@@ -160,6 +160,8 @@ extern int64 idem_duration(FunctionCallInfo fcinfo, int argno,
 						   int64 otherwise);
 extern TimestampTz idem_time_after(TimestampTz start, int64 microseconds,
 								   const char *name);
+extern Oid idem_role_argument(FunctionCallInfo fcinfo);
+extern char *idem_role_name(Oid role);
 extern void idem_require_writable(const char *function);
 
 /* claim.c */
@@ -557,6 +559,7 @@ extern int idem_max_retry_after; /* ms */
 extern int idem_max_key_length;  /* bytes */
 extern int idem_max_claims_per_transaction;
 extern int idem_max_response_size; /* kB */
+extern bool idem_require_binding;
 
 #define IDEM_MAX_TTL_US ((int64) idem_max_ttl * USECS_PER_SEC)
 

@@ -1,11 +1,18 @@
 /*-------------------------------------------------------------------------
  *
  * privileges.c
- *	  Who may call what: grant_usage(), grant_operator(), grant_monitor().
+ *	  Who may call what: grant_usage(), grant_operator(), grant_monitor(), and
+ *	  revoke_usage(), revoke_operator(), revoke_monitor().
  *
- * Nothing is granted to PUBLIC. These three hand out fixed bundles, so that
- * nobody needs to know which functions make up an application's calls. They
- * run with the caller's own rights: only who may GRANT can use them.
+ * Nothing is granted to PUBLIC. These hand out fixed bundles and take them
+ * back, so that nobody needs to know which functions make up an application's
+ * calls. They run with the caller's own rights, by GRANT and REVOKE: only who
+ * may grant all of a bundle can use them.
+ *
+ * The bundles overlap, and nothing but the objects' own ACLs records who was
+ * granted what, so that it is dumped, restored and dropped with the role. To
+ * take one away and leave the others whole, each has a mark: one privilege
+ * that no other bundle contains. Who was granted that by name has the bundle.
  *
  * No bundle contains more than SELECT on the table. The TRIGGER privilege in
  * particular is as good as superuser, since triggers run when the owner
@@ -16,94 +23,365 @@
 #include "idempotency.h"
 
 #include "catalog/objectaddress.h"
-#include "catalog/pg_authid.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
+#include "parser/parse_func.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
 
-static const char *const usage[] = {
-	"USAGE ON SCHEMA idempotency",
-	"USAGE ON TYPE idempotency.claim_result, idempotency.replay_result, idempotency.lookup_result",
-	"EXECUTE ON FUNCTION idempotency.claim, idempotency.complete, idempotency.fail, idempotency.record_failure,"
-	" idempotency.release, idempotency.extend, idempotency.checkpoint, idempotency.hold,"
-	" idempotency.replay, idempotency.lookup, idempotency.once, idempotency.once_batch,"
-	" idempotency.run, idempotency.claim_abandoned, idempotency.fingerprint,"
-	" idempotency.fingerprint_bytes, idempotency.content_key, idempotency.effect_key, idempotency.default_policy",
-	"SELECT ON TABLE idempotency.effective_policies",
-	NULL};
+typedef enum Bundle
+{
+	USAGE = 1 << 0,
+	OPERATOR = 1 << 1,
+	MONITOR = 1 << 2
+} Bundle;
 
-static const char *const operator[] = {
-	"USAGE ON SCHEMA idempotency",
-	"USAGE ON TYPE idempotency.replay_result, idempotency.lookup_result",
-	"EXECUTE ON FUNCTION idempotency.complete, idempotency.resolve, idempotency.replay,"
-	" idempotency.lookup, idempotency.forget, idempotency.forget_scope, idempotency.redact,"
-	" idempotency.redact_scope, idempotency.import_completed, idempotency.cleanup,"
-	" idempotency.request_cleanup, idempotency.schedule_cleanup, idempotency.unschedule_cleanup,"
-	" idempotency.set_policy, idempotency.drop_policy, idempotency.health, idempotency.stats_data,"
-	" idempotency.default_policy",
-	"EXECUTE ON PROCEDURE idempotency.maintain",
-	"SELECT ON TABLE idempotency.idempotency_keys, idempotency.policies,"
-	" idempotency.cleanup_runs, idempotency.stats, idempotency.keys_by_operation,"
-	" idempotency.abandoned, idempotency.effective_policies",
-	NULL};
+typedef struct Kind
+{
+	Oid catalog;
+	ObjectType type;
+	AclMode privilege;
+	const char *phrase;
+} Kind;
 
-static const char *const monitor[] = {
-	"USAGE ON SCHEMA idempotency",
-	"EXECUTE ON FUNCTION idempotency.health, idempotency.stats_data,"
-	" idempotency.default_policy",
-	"SELECT ON TABLE idempotency.policies, idempotency.cleanup_runs, idempotency.stats,"
-	" idempotency.keys_by_operation, idempotency.effective_policies",
-	NULL};
+static const Kind schema = {NamespaceRelationId, OBJECT_SCHEMA, ACL_USAGE, "USAGE ON SCHEMA"};
+static const Kind type = {TypeRelationId, OBJECT_TYPE, ACL_USAGE, "USAGE ON TYPE"};
+static const Kind table = {RelationRelationId, OBJECT_TABLE, ACL_SELECT, "SELECT ON TABLE"};
+static const Kind routine = {ProcedureRelationId, OBJECT_FUNCTION, ACL_EXECUTE, "EXECUTE ON ROUTINE"};
+
+typedef struct Privilege
+{
+	const Kind *kind;
+	const char *name; /* in our schema; there are no overloads */
+	int bundles;      /* that contain it */
+	bool mark;        /* of the only one */
+} Privilege;
+
+static const Privilege privileges[] = {
+	{&schema, IDEM_SCHEMA_NAME, USAGE | OPERATOR | MONITOR, false},
+
+	{&type, "claim_result", USAGE, false},
+	{&type, "replay_result", USAGE | OPERATOR, false},
+	{&type, "lookup_result", USAGE | OPERATOR, false},
+
+	{&routine, "claim", USAGE, true},
+	{&routine, "fail", USAGE, false},
+	{&routine, "record_failure", USAGE, false},
+	{&routine, "release", USAGE, false},
+	{&routine, "extend", USAGE, false},
+	{&routine, "checkpoint", USAGE, false},
+	{&routine, "hold", USAGE, false},
+	{&routine, "once", USAGE, false},
+	{&routine, "once_batch", USAGE, false},
+	{&routine, "run", USAGE, false},
+	{&routine, "claim_abandoned", USAGE, false},
+	{&routine, "fingerprint", USAGE, false},
+	{&routine, "fingerprint_bytes", USAGE, false},
+	{&routine, "content_key", USAGE, false},
+	{&routine, "effect_key", USAGE, false},
+	{&routine, "complete", USAGE | OPERATOR, false},
+	{&routine, "replay", USAGE | OPERATOR, false},
+	{&routine, "lookup", USAGE | OPERATOR, false},
+
+	{&routine, "resolve", OPERATOR, true},
+	{&routine, "forget", OPERATOR, false},
+	{&routine, "forget_scope", OPERATOR, false},
+	{&routine, "redact", OPERATOR, false},
+	{&routine, "redact_scope", OPERATOR, false},
+	{&routine, "import_completed", OPERATOR, false},
+	{&routine, "cleanup", OPERATOR, false},
+	{&routine, "maintain", OPERATOR, false},
+	{&routine, "request_cleanup", OPERATOR, false},
+	{&routine, "schedule_cleanup", OPERATOR, false},
+	{&routine, "unschedule_cleanup", OPERATOR, false},
+	{&routine, "set_policy", OPERATOR, false},
+	{&routine, "drop_policy", OPERATOR, false},
+	{&table, "idempotency_keys", OPERATOR, false},
+	{&table, "abandoned", OPERATOR, false},
+
+	{&table, "stats", MONITOR, true},
+	{&routine, "stats_data", MONITOR, false},
+	{&routine, "health", OPERATOR | MONITOR, false},
+	{&table, "policies", OPERATOR | MONITOR, false},
+	{&table, "cleanup_runs", OPERATOR | MONITOR, false},
+	{&table, "keys_by_operation", OPERATOR | MONITOR, false},
+	{&table, "keys_by_scope", OPERATOR | MONITOR, false},
+
+	{&table, "effective_policies", USAGE | OPERATOR | MONITOR, false},
+	{&routine, "default_policy", USAGE | OPERATOR | MONITOR, false},
+};
+
+/* How one privilege stands, between a role and the one who calls. */
+typedef struct Standing
+{
+	bool exists;    /* an older script may not have the object */
+	bool owned;     /* by the role, which so needs no grant */
+	bool grantable; /* by the caller */
+	bool granted;   /* to the role by name, by the caller */
+	Oid other;      /* somebody else who granted it to the role */
+} Standing;
+
+static Oid
+find_object(const Privilege *privilege)
+{
+	Oid namespace = get_namespace_oid(IDEM_SCHEMA_NAME, false);
+	ObjectWithArgs *function;
+
+	if (privilege->kind == &schema)
+		return namespace;
+	if (privilege->kind == &type)
+		return GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
+							   CStringGetDatum(privilege->name),
+							   ObjectIdGetDatum(namespace));
+	if (privilege->kind == &table)
+		return get_relname_relid(privilege->name, namespace);
+	function = makeNode(ObjectWithArgs);
+	function->objname = list_make2(makeString(IDEM_SCHEMA_NAME), makeString(pstrdup(privilege->name)));
+	function->args_unspecified = true;
+	return LookupFuncWithArgs(OBJECT_ROUTINE, function, true);
+}
 
 /*
- * Errors: 22004 no role; 42704 no such role; 42501 the caller may not grant.
+ * Asks the ACL as GRANT and REVOKE do: a superuser and a member of the
+ * owner's role act for the owner.
+ */
+static Standing
+look(const Privilege *privilege, Oid role)
+{
+	const Kind *kind = privilege->kind;
+	Oid object = find_object(privilege);
+	int cache = get_object_catcache_oid(kind->catalog);
+	Standing standing = {0};
+	HeapTuple tuple;
+	Oid owner;
+	Oid grantor;
+	Datum value;
+	bool isnull;
+	Acl *acl;
+	AclItem *items;
+	AclMode options;
+
+	tuple = SearchSysCache1(cache, ObjectIdGetDatum(object));
+	if (!HeapTupleIsValid(tuple))
+		return standing;
+	owner = DatumGetObjectId(SysCacheGetAttr(cache, tuple, get_object_attnum_owner(kind->catalog), &isnull));
+	value = SysCacheGetAttr(cache, tuple, get_object_attnum_acl(kind->catalog), &isnull);
+	acl = isnull ? acldefault(kind->type, owner) : DatumGetAclPCopy(value);
+	ReleaseSysCache(tuple);
+
+	select_best_grantor(GetUserId(), kind->privilege, acl, owner, &grantor, &options);
+	standing.exists = true;
+	standing.owned = role == owner;
+	standing.grantable = (options & ACL_GRANT_OPTION_FOR(kind->privilege)) != 0;
+	items = ACL_DAT(acl);
+	for (int i = 0; i < ACL_NUM(acl); i++)
+	{
+		if (items[i].ai_grantee != role || (ACLITEM_GET_PRIVS(items[i]) & kind->privilege) == 0)
+			continue;
+		if (items[i].ai_grantor == grantor)
+			standing.granted = true;
+		else
+			standing.other = items[i].ai_grantor;
+	}
+	return standing;
+}
+
+/*
+ * Errors: 42501 the caller may not grant this. GRANT itself would only warn
+ * where the caller has the privilege without the right to pass it on.
+ */
+static void
+require_grantable(const Privilege *privilege, const Standing *standing, const char *function)
+{
+	if (!standing->grantable)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for %s()", function),
+				 errdetail("The right to grant %s %s is missing.", privilege->kind->phrase, privilege->name),
+				 errhint("It takes a superuser, the owner of the extension's objects, or the grant option for all that belongs to it.")));
+}
+
+/*
+ * Executes "GRANT ... TO" or "REVOKE ... FROM". Connected to SPI.
+ */
+static void
+execute(const char *verb, const Privilege *privilege, const char *preposition, const char *role)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "%s %s %s%s %s %s", verb, privilege->kind->phrase,
+					 privilege->kind == &schema ? "" : IDEM_SCHEMA_NAME ".",
+					 privilege->name, preposition, quote_identifier(role));
+	if (SPI_execute(sql.data, false, 0) != SPI_OK_UTILITY)
+		elog(ERROR, "could not execute %s", verb);
+}
+
+/*
+ * SQL grant_usage() and so on: true. The role has all of the bundle then, or
+ * there was an error.
+ *
+ * Errors: 22004 no role; 42704 no such role; 42501 the caller may not grant;
+ * 25006 read-only.
  */
 static Datum
-grant(FunctionCallInfo fcinfo, const char *const *bundle)
+hand_out(FunctionCallInfo fcinfo, const char *function, Bundle bundle)
 {
-	char *role;
+	Oid role;
+	char *name;
 
-	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("role must not be null"),
-				 errhint("Name the role to grant to.")));
-	role = GetUserNameFromId(PG_GETARG_OID(0), false);
-
+	idem_require_writable(function);
+	role = idem_role_argument(fcinfo);
+	name = idem_role_name(role);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	for (; *bundle != NULL; bundle++)
+	for (int i = 0; i < (int) lengthof(privileges); i++)
 	{
-		StringInfoData sql;
+		const Privilege *privilege = &privileges[i];
+		Standing standing;
 
-		initStringInfo(&sql);
-		appendStringInfo(&sql, "GRANT %s TO %s", *bundle, quote_identifier(role));
-		if (SPI_execute(sql.data, false, 0) != SPI_OK_UTILITY)
-			elog(ERROR, "could not execute GRANT");
+		if ((privilege->bundles & bundle) == 0)
+			continue;
+		standing = look(privilege, role);
+		if (!standing.exists)
+			continue;
+		require_grantable(privilege, &standing, function);
+		execute("GRANT", privilege, "TO", name);
 	}
 	SPI_finish();
 	PG_RETURN_BOOL(true);
+}
+
+/*
+ * Which bundles a role was granted by name, by anybody.
+ */
+static int
+bundles_of(Oid role)
+{
+	int bundles = 0;
+
+	for (int i = 0; i < (int) lengthof(privileges); i++)
+	{
+		Standing standing;
+
+		if (!privileges[i].mark)
+			continue;
+		standing = look(&privileges[i], role);
+		if (standing.granted || OidIsValid(standing.other))
+			bundles |= privileges[i].bundles;
+	}
+	return bundles;
+}
+
+/*
+ * SQL revoke_usage() and so on: takes away what belongs to the bundle and to
+ * no other that the role was granted; true if there was something to take.
+ *
+ * REVOKE takes away what the caller granted (a superuser, what the owner
+ * did). What somebody else granted stays, and is not passed over: that is an
+ * error if there was nothing but that, and a warning otherwise. It cannot
+ * always be an error, or two who have granted the same could each not begin.
+ *
+ * Errors: 22004 no role; 42704 no such role; 42501 the caller may not grant,
+ * or all that there is was granted by others; 2BP01 the role has passed it
+ * on; 25006 read-only.
+ */
+static Datum
+take_back(FunctionCallInfo fcinfo, const char *function, Bundle bundle)
+{
+	const Privilege *left = NULL;
+	Oid left_by = InvalidOid;
+	bool taken = false;
+	int others;
+	Oid role;
+	char *name;
+
+	idem_require_writable(function);
+	role = idem_role_argument(fcinfo);
+	name = idem_role_name(role);
+	others = bundles_of(role) & ~bundle;
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	for (int i = 0; i < (int) lengthof(privileges); i++)
+	{
+		const Privilege *privilege = &privileges[i];
+		Standing standing;
+
+		if ((privilege->bundles & bundle) == 0)
+			continue;
+		standing = look(privilege, role);
+		if (!standing.exists)
+			continue;
+		require_grantable(privilege, &standing, function);
+		if ((privilege->bundles & others) != 0 || standing.owned)
+			continue;
+		if (standing.granted)
+		{
+			execute("REVOKE", privilege, "FROM", name);
+			taken = true;
+		}
+		if (OidIsValid(standing.other))
+		{
+			left = privilege;
+			left_by = standing.other;
+		}
+	}
+	if (left != NULL)
+		ereport(taken ? WARNING : ERROR,
+				(errcode(taken ? ERRCODE_WARNING_PRIVILEGE_NOT_REVOKED : ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\" keeps privileges that others have granted", name),
+				 errdetail("For example, %s %s was granted by role \"%s\".", left->kind->phrase,
+						   left->name, GetUserNameFromId(left_by, false)),
+				 errhint("SET ROLE to that one, and REVOKE them.")));
+	SPI_finish();
+	PG_RETURN_BOOL(taken);
 }
 
 PG_FUNCTION_INFO_V1(idempotency_grant_usage);
 Datum
 idempotency_grant_usage(PG_FUNCTION_ARGS)
 {
-	return grant(fcinfo, usage);
+	return hand_out(fcinfo, "grant_usage", USAGE);
 }
 
 PG_FUNCTION_INFO_V1(idempotency_grant_operator);
 Datum
 idempotency_grant_operator(PG_FUNCTION_ARGS)
 {
-	return grant(fcinfo, operator);
+	return hand_out(fcinfo, "grant_operator", OPERATOR);
 }
 
 PG_FUNCTION_INFO_V1(idempotency_grant_monitor);
 Datum
 idempotency_grant_monitor(PG_FUNCTION_ARGS)
 {
-	return grant(fcinfo, monitor);
+	return hand_out(fcinfo, "grant_monitor", MONITOR);
+}
+
+PG_FUNCTION_INFO_V1(idempotency_revoke_usage);
+Datum
+idempotency_revoke_usage(PG_FUNCTION_ARGS)
+{
+	return take_back(fcinfo, "revoke_usage", USAGE);
+}
+
+PG_FUNCTION_INFO_V1(idempotency_revoke_operator);
+Datum
+idempotency_revoke_operator(PG_FUNCTION_ARGS)
+{
+	return take_back(fcinfo, "revoke_operator", OPERATOR);
+}
+
+PG_FUNCTION_INFO_V1(idempotency_revoke_monitor);
+Datum
+idempotency_revoke_monitor(PG_FUNCTION_ARGS)
+{
+	return take_back(fcinfo, "revoke_monitor", MONITOR);
 }

@@ -32,6 +32,7 @@ int idem_max_retry_after = 5000;
 int idem_max_key_length = 255;
 int idem_max_claims_per_transaction = 1000;
 int idem_max_response_size = 4 * 1024;
+bool idem_require_binding = false;
 bool idem_track = true;
 bool idem_cleanup_enabled = true;
 int idem_cleanup_interval = 60 * 60;
@@ -90,6 +91,46 @@ check_name_list(char **value, void **extra pg_attribute_unused(),
 	}
 	list_free(names);
 	return true;
+}
+
+/*
+ * Whether the binding is required, or not, by somebody who may say so. The
+ * hook is only asked about values that passed the check of privileges.
+ */
+static bool binding_decided;
+
+static bool
+check_require_binding(bool *value pg_attribute_unused(), void **extra pg_attribute_unused(),
+					  GucSource source)
+{
+	if (source != PGC_S_DEFAULT)
+		binding_decided = true;
+	return true;
+}
+
+/*
+ * Not preloaded, the setting is anybody's until the library is loaded: a
+ * value given at the start of a connection (PGOPTIONS) hides what the
+ * superuser set for the database or in postgresql.conf, and is then refused,
+ * which leaves the default. A default of "off" would so be for everybody to
+ * choose. Who tries that, is bound for the rest of the connection.
+ */
+static void
+define_require_binding(void)
+{
+	static const char *const name = "idempotency.require_binding";
+	bool given = GetConfigOption(name, true, false) != NULL;
+
+	binding_decided = false;
+	DefineCustomBoolVariable(name,
+							 "Let roles without a binding use no scope.",
+							 "Superusers need none. See bind_role().",
+							 &idem_require_binding,
+							 false,
+							 PGC_SUSET, 0,
+							 check_require_binding, NULL, NULL);
+	if (given && !binding_decided)
+		SetConfigOption(name, "on", PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 void
@@ -198,6 +239,8 @@ idem_settings_init(void)
 							4 * 1024, 0, 1000 * 1024,
 							PGC_SUSET, GUC_UNIT_KB,
 							NULL, NULL, NULL);
+
+	define_require_binding();
 
 	DefineCustomBoolVariable("idempotency.track",
 							 "Count claims, replays and the rest for the view \"stats\".",

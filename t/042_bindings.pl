@@ -1,6 +1,7 @@
 
 # A binding is in force everywhere at once: in connections that are open, by
-# their next call, and in a database that was restored from a dump.
+# their next call, and in a database that was restored from a dump. That a role
+# has to have one can be said anywhere, and cannot be got round.
 
 use strict;
 use warnings;
@@ -73,6 +74,89 @@ is(Wire->connect($node, database => 'restored')->ok(q{SELECT string_agg(role || 
 # Everything of it is undone.
 $admin->ok(q{TRUNCATE idempotency.role_bindings});
 is($call->($shop, 'other'), '', 'nobody is bound any more');
+
+# Roles have to be bound. The library is loaded by the first call of a
+# connection, and what was said before that has to be in force with that call.
+my $setting = 'idempotency.require_binding';
+my $code = sub { my (%option) = @_; return $call->(Wire->connect($node, user => 'shop', %option), 'other'); };
+my %ways = (
+	'the database' => ["ALTER DATABASE postgres SET $setting = on", "ALTER DATABASE postgres RESET $setting"],
+	'the role' => ["ALTER ROLE shop SET $setting = on", "ALTER ROLE shop RESET $setting"],
+	'every role' => ["ALTER ROLE ALL SET $setting = on", "ALTER ROLE ALL RESET $setting"],
+	'the server' => ["ALTER SYSTEM SET $setting = on; SELECT pg_reload_conf()", "ALTER SYSTEM RESET $setting; SELECT pg_reload_conf()"]);
+# The postmaster has read the file when a connection made then says so.
+my $reads = sub {
+	my ($value) = @_;
+	return wait_until(sub { (Wire->connect($node)->query("SELECT coalesce(current_setting('$setting', true), 'off')")->value || 'off') eq $value; });
+};
+
+is(Wire->connect($node, user => 'shop')->ok("SELECT coalesce(current_setting('$setting', true), 'unknown')")->value, 'unknown', 'the library is not preloaded');
+foreach my $way (sort keys %ways)
+{
+	my ($set, $reset) = @{ $ways{$way} };
+
+	$admin->ok($_) foreach split /; /, $set;
+	ok($reads->('on'), "$way: is on") if $way eq 'the server';
+	is($code->(), '42501', "$way: who is not bound uses no scope");
+	is($call->(Wire->connect($node), 'other'), '', "$way: a superuser does");
+	$admin->ok(q{SELECT idempotency.bind_role('shop', 'shop:%')});
+	is($call->(Wire->connect($node, user => 'shop'), 'shop:1'), '', "$way: who is bound uses its own");
+	is($code->(), '42501', "$way: and no other");
+	$admin->ok(q{SELECT idempotency.unbind_role('shop')});
+
+	# Nobody else takes it back, by whatever was said before the first call.
+	is($code->(options => "-c $setting=off"), '42501', "$way: not by an option of the connection");
+	is($code->(options => "-c $setting=nonsense"), '42501', "$way: not by nonsense, either");
+	my $shop = Wire->connect($node, user => 'shop');
+	$shop->ok("SET $setting = off");
+	is($call->($shop, 'other'), '42501', "$way: not by SET");
+	$shop->query("SET $setting = off");
+	is($call->($shop, 'other'), '42501', "$way: nor by SET afterwards");
+	$shop = Wire->connect($node, user => 'shop');
+	$shop->ok("BEGIN; SET LOCAL $setting = off");
+	is($call->($shop, 'other'), '42501', "$way: not by SET LOCAL");
+	$shop->query('ROLLBACK');
+	$shop->query('RESET ALL');
+	is($call->($shop, 'other'), '42501', "$way: not by RESET");
+	$shop = Wire->connect($node, user => 'shop', options => "-c $setting=off");
+	$call->($shop, 'other');
+	$shop->query("RESET $setting");
+	is($call->($shop, 'other'), '42501', "$way: not by an option and RESET");
+	is(Wire->connect($node, user => 'shop')->query("ALTER ROLE shop SET $setting = off")->code, '42501', "$way: not by ALTER ROLE");
+
+	$admin->ok($_) foreach split /; /, $reset;
+	ok($reads->('off'), "$way: is off") if $way eq 'the server';
+	is($code->(), '', "$way: it is over");
+}
+# Who may say it is believed: a superuser, and who was granted it.
+is($call->(Wire->connect($node, options => "-c $setting=off"), 'other'), '', 'a superuser with an option');
+$admin->ok("ALTER DATABASE postgres SET $setting = on; GRANT SET ON PARAMETER $setting TO shop");
+is($code->(options => "-c $setting=off"), '', 'a role that was granted it switches it off');
+$admin->ok("REVOKE SET ON PARAMETER $setting FROM shop");
+is($code->(options => "-c $setting=off"), '42501', 'no longer');
+$admin->ok("ALTER DATABASE postgres SET $setting = off");
+is($code->(), '', 'off, said in full');
+$admin->ok("ALTER DATABASE postgres RESET $setting");
+
+# Open connections learn of a change of the server's.
+$shop = Wire->connect($node, user => 'shop');
+is($call->($shop, 'other'), '', 'an open connection');
+$admin->ok("ALTER SYSTEM SET $setting = on");
+$admin->ok('SELECT pg_reload_conf()');
+ok(wait_until(sub { $call->($shop, 'other') eq '42501' }), 'an open connection: on');
+my $later = Wire->connect($node, user => 'shop');
+is($call->($later, 'other'), '42501', 'a later one');
+$admin->ok("ALTER SYSTEM RESET $setting");
+$admin->ok('SELECT pg_reload_conf()');
+ok(wait_until(sub { $call->($shop, 'other') eq '' }), 'an open connection: off');
+ok(wait_until(sub { $call->($later, 'other') eq '' }), 'the later one: off');
+
+# Preloaded.
+$node->append_conf('postgresql.conf', "shared_preload_libraries = 'idempotency'\n$setting = on");
+$node->restart;
+is($code->(), '42501', 'preloaded: who is not bound uses no scope');
+is(Wire->connect($node, user => 'shop', options => "-c $setting=off", fail_ok => 1), undef, 'preloaded: the option is refused at the door');
+is($call->(Wire->connect($node), 'other'), '', 'preloaded: a superuser does');
 
 $node->stop;
 done_testing();
