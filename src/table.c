@@ -38,6 +38,7 @@
 
 #define QUALIFIED_TABLE IDEM_SCHEMA_NAME "." IDEM_KEYS_TABLE
 #define PUT_TABLE_BACK "Put the table of extension \"" IDEM_EXTENSION_NAME "\" back under this name."
+#define UNDO_CHANGE "Undo what was changed on the table, or run ALTER EXTENSION " IDEM_EXTENSION_NAME " UPDATE."
 #define PUT_KEY_BACK "Put it back: ALTER TABLE " QUALIFIED_TABLE " ADD PRIMARY KEY (scope, operation, key)."
 
 /* Names and types of the columns, in the order of KeyColumn. */
@@ -173,12 +174,12 @@ columns_are_wrong(Relation table, IdemTableProblem *problem)
 			strcmp(NameStr(TupleDescAttr(desc, i)->attname), idem_table_columns[i].name) != 0 ||
 			TupleDescAttr(desc, i)->atttypid != idem_table_columns[i].type)
 			return wrong(problem, "table " QUALIFIED_TABLE " does not have the expected columns", NULL,
-						 "Undo what was changed on the table, or run ALTER EXTENSION " IDEM_EXTENSION_NAME " UPDATE.");
+						 UNDO_CHANGE);
 	for (int i = KEY_SCOPE; i <= KEY_KEY; i++)
 		if (TupleDescAttr(desc, i)->attcollation != C_COLLATION_OID)
-			return wrong(problem, psprintf("column \"%s\" of table " QUALIFIED_TABLE " does not have the collation \"C\"", idem_table_columns[i].name),
-						 "Its index would be in another order than the one that keys are looked for in.",
-						 psprintf("Run ALTER TABLE " QUALIFIED_TABLE " ALTER COLUMN %s TYPE text COLLATE \"C\".", idem_table_columns[i].name));
+			return wrong(problem, "table " QUALIFIED_TABLE " does not have the expected columns",
+						 "The columns scope, operation and key have to have the collation \"C\", by which keys are looked for.",
+						 UNDO_CHANGE);
 	return false;
 }
 
@@ -262,7 +263,7 @@ is_wrong(Relation table, IdemTableProblem *problem)
 	if (is_citus_shell(table))
 		return wrong(problem, "table " QUALIFIED_TABLE " is managed by Citus",
 					 "Its rows are in shards, where keys are not looked for.",
-					 "Save the rows in another table, drop extension \"" IDEM_EXTENSION_NAME "\", create it again and put them back; undistribute_table() does not work on the tables of an extension.");
+					 "Take it and the views on it out of the extension, run undistribute_table(), save the rows, and create the extension again; docs/operations.md has the statements.");
 	if (getExtensionOfObject(RelationRelationId, RelationGetRelid(table)) !=
 		get_extension_oid(IDEM_EXTENSION_NAME, true))
 		return wrong(problem, "table " QUALIFIED_TABLE " does not belong to extension \"" IDEM_EXTENSION_NAME "\"", NULL,
