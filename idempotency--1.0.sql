@@ -67,7 +67,7 @@ CREATE TABLE idempotency.idempotency_keys
 	last_error			pg_catalog.text,
 	note				pg_catalog.text,
 	CONSTRAINT idempotency_keys_pkey PRIMARY KEY (scope, operation, key)
-);
+) USING heap;
 
 -- What clean-up walks along. A renewal of a lease changes no indexed column,
 -- so it can stay on its page (HOT).
@@ -166,7 +166,7 @@ CREATE TABLE idempotency.policies
 	hold_if_abandoned	pg_catalog.bool,
 	max_attempts		pg_catalog.int4,
 	CONSTRAINT policies_pkey PRIMARY KEY (operation)
-);
+) USING heap;
 COMMENT ON TABLE idempotency.policies IS
 	'Lifetimes and rules per operation; written by set_policy() and drop_policy(). NULL means the setting';
 COMMENT ON COLUMN idempotency.policies.operation IS
@@ -192,7 +192,7 @@ CREATE TABLE idempotency.role_bindings
 	role			pg_catalog.regrole NOT NULL,
 	scope_pattern	pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
 	CONSTRAINT role_bindings_pkey PRIMARY KEY (role, scope_pattern)
-);
+) USING heap;
 COMMENT ON TABLE idempotency.role_bindings IS
 	'Roles that may only use scopes that match one of their patterns; written by bind_role() and unbind_role()';
 COMMENT ON COLUMN idempotency.role_bindings.role IS
@@ -216,7 +216,7 @@ CREATE TABLE idempotency.cleanup_runs
 	sqlstate	pg_catalog.text,
 	error		pg_catalog.text,
 	CONSTRAINT cleanup_runs_pkey PRIMARY KEY (id)
-);
+) USING heap;
 COMMENT ON TABLE idempotency.cleanup_runs IS
 	'What the last thousand clean-ups of this database did';
 COMMENT ON COLUMN idempotency.cleanup_runs.id IS

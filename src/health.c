@@ -94,6 +94,21 @@ enough(int threshold)
 	return (int64) Max(threshold, 1) * CRITICAL_FACTOR + 1;
 }
 
+/*
+ * Whether the table is one that keys can be kept in. While it is not, calls that
+ * need it fail, and so would the checks that count its rows.
+ */
+static bool
+check_table(Health *health)
+{
+	IdemTableProblem problem;
+	bool wrong = idem_table_problem(&problem);
+
+	report(health, "table", wrong ? "critical" : "ok", false, 0, 0,
+		   wrong ? psprintf("%s. %s", problem.message, problem.hint) : NULL);
+	return !wrong;
+}
+
 static void
 check_worker(Health *health)
 {
@@ -154,19 +169,24 @@ check_last_cleanup(Health *health)
 PG_FUNCTION_INFO_V1(idempotency_health);
 
 /*
- * SQL health(). Errors: 55000 the tables are not as expected.
+ * SQL health(). Where the table is not as expected, that and the worker are all
+ * that is reported.
  */
 Datum
 idempotency_health(PG_FUNCTION_ARGS)
 {
 	Health health;
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	bool usable;
 
 	InitMaterializedSRF(fcinfo, 0);
 	health.store = result->setResult;
 	health.desc = result->setDesc;
 
+	usable = check_table(&health);
 	check_worker(&health);
+	if (!usable)
+		return (Datum) 0;
 	check_last_cleanup(&health);
 	report_number(&health, "expired_backlog",
 				  number("SELECT pg_catalog.count(*) FROM (SELECT FROM ONLY idempotency.idempotency_keys AS k"

@@ -255,8 +255,17 @@ typedef struct KeyColumnType
 	Oid type;
 } KeyColumnType;
 
+/* Why the table cannot be used. */
+typedef struct IdemTableProblem
+{
+	const char *message;
+	const char *detail; /* or NULL */
+	const char *hint;
+} IdemTableProblem;
+
 extern const KeyColumnType idem_table_columns[KEY_NCOLUMNS];
 extern Relation idem_table_open(LOCKMODE mode);
+extern bool idem_table_problem(IdemTableProblem *problem);
 extern Oid idem_table_relation(const char *name);
 extern Oid idem_table_owner(void);
 extern void idem_table_init(void);

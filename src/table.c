@@ -4,24 +4,42 @@
  *	  The table idempotency_keys: finding it, and seeing to it that it is what
  *	  the rest of the code takes it for.
  *
- * It is looked up by its name in our schema and then has to belong to the
- * extension, be logged, and have its columns in their places and its primary
- * key: a promise cannot be kept on any other table. That is checked once, and
- * again whenever the server says that something about the table has changed.
+ * It is looked up by its name in our schema and then has to be the extension's
+ * own, an ordinary table that keeps its rows itself, logged, with its columns in
+ * their places and the primary key that it was made with. Rows are found and put
+ * in past SQL, by that key's index, and everything rests on its being the judge:
+ * on any other table a promise cannot be kept, and some would crash the server.
+ * That is checked once, and again whenever the server says that something about
+ * the table has changed; a call pays nothing for it.
  *
  *-------------------------------------------------------------------------
  */
 #include "idempotency.h"
 
+#include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/relation.h"
-#include "access/table.h"
+#include "access/skey.h"
+#include "access/stratnum.h"
 #include "catalog/dependency.h"
+#include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_collation.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_opfamily.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "miscadmin.h"
+#include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+
+#define QUALIFIED_TABLE IDEM_SCHEMA_NAME "." IDEM_KEYS_TABLE
+#define PUT_TABLE_BACK "Put the table of extension \"" IDEM_EXTENSION_NAME "\" back under this name."
+#define UNDO_CHANGE "Undo what was changed on the table, or run ALTER EXTENSION " IDEM_EXTENSION_NAME " UPDATE."
+#define PUT_KEY_BACK "Put it back: ALTER TABLE " QUALIFIED_TABLE " ADD PRIMARY KEY (scope, operation, key)."
 
 /* Names and types of the columns, in the order of KeyColumn. */
 const KeyColumnType idem_table_columns[KEY_NCOLUMNS] = {
@@ -72,45 +90,230 @@ idem_table_init(void)
 	CacheRegisterRelcacheCallback(table_changed, (Datum) 0);
 }
 
-/*
- * The table is the one that belongs to the extension. A table of that name
- * which somebody else made is not it.
+/*----------
+ * What may be wrong
+ *----------
  */
-static void
-check_table(Relation table)
+
+static bool
+wrong(IdemTableProblem *problem, const char *message, const char *detail, const char *hint)
+{
+	*problem = (IdemTableProblem){message, detail, hint};
+	return true;
+}
+
+static bool
+missing(IdemTableProblem *problem, const char *name)
+{
+	return wrong(problem, psprintf("relation %s.%s does not exist", IDEM_SCHEMA_NAME, name), NULL,
+				 "It was renamed or dropped; restore it, or drop extension \"" IDEM_EXTENSION_NAME "\" and create it again.");
+}
+
+static const char *
+kind_name(char relkind)
+{
+	switch (relkind)
+	{
+		case RELKIND_PARTITIONED_TABLE:
+			return "a partitioned table";
+		case RELKIND_FOREIGN_TABLE:
+			return "a foreign table";
+		case RELKIND_VIEW:
+			return "a view";
+		case RELKIND_MATVIEW:
+			return "a materialized view";
+		default:
+			return "not a table";
+	}
+}
+
+/*
+ * Whether Citus keeps the rows of the table elsewhere. All that its catalog lists
+ * is such a shell: the rows of a table that is distributed, by a column or as one
+ * shard, of a reference table and of a local one that it manages are in shards,
+ * which are other tables. What our look-ups read stays behind, empty or out of
+ * date, while SQL is sent to the shards.
+ *
+ * Its catalog is read directly: none of its code runs, and no lock is kept. What
+ * makes or unmakes a shell changes the table's triggers too, so that we are told.
+ */
+static bool
+is_citus_shell(Relation table)
+{
+	Oid oid = InvalidOid;
+	AttrNumber column = InvalidAttrNumber;
+	Relation catalog = NULL;
+	SysScanDesc scan;
+	ScanKeyData key;
+	bool result;
+
+	if (OidIsValid(get_extension_oid("citus", true)))
+		oid = get_relname_relid("pg_dist_partition", PG_CATALOG_NAMESPACE);
+	if (OidIsValid(oid))
+		column = get_attnum(oid, "logicalrelid");
+	if (column != InvalidAttrNumber)
+		catalog = try_relation_open(oid, AccessShareLock);
+	if (catalog == NULL)
+		return false;
+
+	ScanKeyInit(&key, column, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(RelationGetRelid(table)));
+	scan = systable_beginscan(catalog, InvalidOid, false, NULL, 1, &key);
+	result = HeapTupleIsValid(systable_getnext(scan));
+	systable_endscan(scan);
+	relation_close(catalog, AccessShareLock);
+	return result;
+}
+
+static bool
+columns_are_wrong(Relation table, IdemTableProblem *problem)
 {
 	TupleDesc desc = RelationGetDescr(table);
 
-	if (getExtensionOfObject(RelationRelationId, RelationGetRelid(table)) !=
-		get_extension_oid(IDEM_EXTENSION_NAME, true))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table %s.%s does not belong to extension \"%s\"",
-						IDEM_SCHEMA_NAME, IDEM_KEYS_TABLE, IDEM_EXTENSION_NAME),
-				 errhint("Drop the extension and create it again.")));
-	if (table->rd_rel->relpersistence != RELPERSISTENCE_PERMANENT)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table %s.%s is unlogged", IDEM_SCHEMA_NAME, IDEM_KEYS_TABLE),
-				 errdetail("A crash would empty it, and requests would be executed again."),
-				 errhint("Run ALTER TABLE %s.%s SET LOGGED.",
-						 IDEM_SCHEMA_NAME, IDEM_KEYS_TABLE)));
-	if (!OidIsValid(RelationGetPrimaryKeyIndex_compat(table)))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table %s.%s has no primary key", IDEM_SCHEMA_NAME, IDEM_KEYS_TABLE),
-				 errdetail("Nothing would keep two requests with one key apart."),
-				 errhint("Put it back: PRIMARY KEY (scope, operation, key).")));
 	for (int i = 0; i < KEY_NCOLUMNS; i++)
 		if (i >= desc->natts ||
 			strcmp(NameStr(TupleDescAttr(desc, i)->attname), idem_table_columns[i].name) != 0 ||
 			TupleDescAttr(desc, i)->atttypid != idem_table_columns[i].type)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("table %s.%s does not have the expected columns",
-							IDEM_SCHEMA_NAME, IDEM_KEYS_TABLE),
-					 errhint("Undo what was changed on the table, or run ALTER EXTENSION %s UPDATE.",
-							 IDEM_EXTENSION_NAME)));
+			return wrong(problem, "table " QUALIFIED_TABLE " does not have the expected columns", NULL,
+						 UNDO_CHANGE);
+	for (int i = KEY_SCOPE; i <= KEY_KEY; i++)
+		if (TupleDescAttr(desc, i)->attcollation != C_COLLATION_OID)
+			return wrong(problem, "table " QUALIFIED_TABLE " does not have the expected columns",
+						 "The columns scope, operation and key have to have the collation \"C\", by which keys are looked for.",
+						 UNDO_CHANGE);
+	return false;
+}
+
+/*
+ * The primary key, opened, or NULL; also one that is deferrable or not valid,
+ * which the server does not tell of.
+ */
+static Relation
+open_primary_key(Relation table)
+{
+	List *indexes = RelationGetIndexList(table);
+	ListCell *cell;
+
+	foreach (cell, indexes)
+	{
+		Relation index = index_open(lfirst_oid(cell), AccessShareLock);
+
+		if (index->rd_index->indisprimary)
+			return index;
+		index_close(index, AccessShareLock);
+	}
+	return NULL;
+}
+
+static bool
+is_on_identity(Relation index)
+{
+	if (index->rd_rel->relam != BTREE_AM_OID || index->rd_index->indnatts != 3)
+		return false;
+	for (int i = 0; i < 3; i++)
+		if (index->rd_index->indkey.values[i] != KEY_SCOPE + i + 1 ||
+			index->rd_indcollation[i] != C_COLLATION_OID ||
+			index->rd_opfamily[i] != TEXT_BTREE_FAM_OID)
+			return false;
+	return true;
+}
+
+/*
+ * Look-ups scan the index by three texts, once_batch() lets it decide at once
+ * which keys are new: any other index answers wrongly, or is read out of bounds.
+ */
+static bool
+primary_key_is_wrong(Relation table, IdemTableProblem *problem)
+{
+	Relation index = open_primary_key(table);
+	bool result = true;
+
+	if (index == NULL)
+		return wrong(problem, "table " QUALIFIED_TABLE " has no primary key",
+					 "Nothing would keep two requests with one key apart.", PUT_KEY_BACK);
+	if (!is_on_identity(index))
+		wrong(problem, "the primary key of table " QUALIFIED_TABLE " is not on (scope, operation, key)",
+			  "It has to be on these columns, in this order, and no others.",
+			  "Drop it. " PUT_KEY_BACK);
+	else if (!index->rd_index->indimmediate)
+		wrong(problem, "the primary key of table " QUALIFIED_TABLE " is deferrable",
+			  "Two requests with one key would be told apart too late.", "Drop it. " PUT_KEY_BACK);
+	else if (!index->rd_index->indisready ||
+			 RelationGetPrimaryKeyIndex_compat(table) != RelationGetRelid(index))
+		wrong(problem, "the primary key of table " QUALIFIED_TABLE " is not valid",
+			  "Keys that are there would not be found.", "Drop it. " PUT_KEY_BACK);
+	else
+		result = false;
+	index_close(index, AccessShareLock);
+	return result;
+}
+
+/*
+ * Whether the table, NULL if there is none, is not what it has to be, and why. Its
+ * kind comes first: what follows takes it for an ordinary table. Then Citus, since
+ * what it leaves behind may look wrong in other ways too.
+ */
+static bool
+is_wrong(Relation table, IdemTableProblem *problem)
+{
+	if (table == NULL)
+		return missing(problem, IDEM_KEYS_TABLE);
+	if (table->rd_rel->relkind != RELKIND_RELATION)
+		return wrong(problem, psprintf(QUALIFIED_TABLE " is %s", kind_name(table->rd_rel->relkind)),
+					 "Keys are kept in an ordinary table alone.", PUT_TABLE_BACK);
+	if (is_citus_shell(table))
+		return wrong(problem, "table " QUALIFIED_TABLE " is managed by Citus",
+					 "Its rows are in shards, where keys are not looked for.",
+					 "Take it and the views on it out of the extension, run undistribute_table(), save the rows, and create the extension again; docs/operations.md has the statements.");
+	if (getExtensionOfObject(RelationRelationId, RelationGetRelid(table)) !=
+		get_extension_oid(IDEM_EXTENSION_NAME, true))
+		return wrong(problem, "table " QUALIFIED_TABLE " does not belong to extension \"" IDEM_EXTENSION_NAME "\"", NULL,
+					 "Drop the extension and create it again.");
+	if (table->rd_rel->relpersistence != RELPERSISTENCE_PERMANENT)
+		return wrong(problem, "table " QUALIFIED_TABLE " is unlogged",
+					 "A crash would empty it, and requests would be executed again.",
+					 "Run ALTER TABLE " QUALIFIED_TABLE " SET LOGGED.");
+	if (table->rd_rel->relam != HEAP_TABLE_AM_OID)
+		return wrong(problem, "table " QUALIFIED_TABLE " has another access method than heap",
+					 "Row versions and locks are looked at as heap keeps them.",
+					 "Run ALTER TABLE " QUALIFIED_TABLE " SET ACCESS METHOD heap.");
+	if (table->rd_rel->relispartition)
+		return wrong(problem, "table " QUALIFIED_TABLE " is a partition",
+					 "Its rows could be moved or deleted with another table.",
+					 "Run ALTER TABLE on the partitioned table, with DETACH PARTITION " QUALIFIED_TABLE ".");
+	if (has_superclass(RelationGetRelid(table)))
+		return wrong(problem, "table " QUALIFIED_TABLE " inherits from another table",
+					 "Its rows could be changed or deleted with that one's.",
+					 "Run ALTER TABLE " QUALIFIED_TABLE " NO INHERIT with that table's name.");
+	/* Looks in the catalog: a child that is gone leaves its mark on the parent. */
+	if (find_inheritance_children(RelationGetRelid(table), NoLock) != NIL)
+		return wrong(problem, "other tables inherit from table " QUALIFIED_TABLE,
+					 "Rows in them are under no common primary key.",
+					 "Run ALTER TABLE on each of them, with NO INHERIT " QUALIFIED_TABLE ".");
+	return columns_are_wrong(table, problem) || primary_key_is_wrong(table, problem);
+}
+
+pg_noreturn static void
+fail_with(const IdemTableProblem *problem)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("%s", problem->message),
+			 problem->detail != NULL ? errdetail("%s", problem->detail) : 0,
+			 errhint("%s", problem->hint)));
+}
+
+/*----------
+ * Finding it
+ *----------
+ */
+
+static Oid
+find(const char *name)
+{
+	Oid schema = get_namespace_oid(IDEM_SCHEMA_NAME, true);
+
+	return OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
 }
 
 /*
@@ -119,18 +322,37 @@ check_table(Relation table)
 Oid
 idem_table_relation(const char *name)
 {
-	Oid schema = get_namespace_oid(IDEM_SCHEMA_NAME, true);
-	Oid result = InvalidOid;
+	Oid result = find(name);
+	IdemTableProblem problem;
 
-	if (OidIsValid(schema))
-		result = get_relname_relid(name, schema);
 	if (!OidIsValid(result))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("relation %s.%s does not exist", IDEM_SCHEMA_NAME, name),
-				 errhint("It was renamed or dropped; restore it, or drop extension \"%s\" and create it again.",
-						 IDEM_EXTENSION_NAME)));
+	{
+		missing(&problem, name);
+		fail_with(&problem);
+	}
 	return result;
+}
+
+/*
+ * Whatever has the table's name now, or NULL. Another relation may be put in its
+ * place while we wait for the lock.
+ */
+static Relation
+open_by_name(LOCKMODE mode)
+{
+	Oid oid;
+
+	while (OidIsValid(oid = find(IDEM_KEYS_TABLE)))
+	{
+		Relation relation = try_relation_open(oid, mode);
+
+		if (relation != NULL && find(IDEM_KEYS_TABLE) == oid)
+			return relation;
+		if (relation != NULL)
+			relation_close(relation, mode);
+		CHECK_FOR_INTERRUPTS();
+	}
+	return NULL;
 }
 
 /*
@@ -144,6 +366,7 @@ idem_table_open(LOCKMODE mode)
 {
 	Relation table;
 	Oid oid = table_oid;
+	IdemTableProblem problem;
 
 	if (OidIsValid(oid))
 	{
@@ -155,11 +378,26 @@ idem_table_open(LOCKMODE mode)
 			relation_close(table, mode);
 	}
 
-	oid = idem_table_relation(IDEM_KEYS_TABLE);
-	table = table_open(oid, mode);
-	check_table(table);
-	table_oid = oid;
+	table = open_by_name(mode);
+	if (is_wrong(table, &problem))
+		fail_with(&problem);
+	table_oid = RelationGetRelid(table);
 	return table;
+}
+
+/*
+ * Whether idem_table_open() would fail, and why; looks anew each time. The texts
+ * are constants or in the current memory context.
+ */
+bool
+idem_table_problem(IdemTableProblem *problem)
+{
+	Relation table = open_by_name(AccessShareLock);
+	bool result = is_wrong(table, problem);
+
+	if (table != NULL)
+		relation_close(table, AccessShareLock);
+	return result;
 }
 
 /*
@@ -171,6 +409,6 @@ idem_table_owner(void)
 	Relation table = idem_table_open(AccessShareLock);
 	Oid owner = table->rd_rel->relowner;
 
-	table_close(table, NoLock);
+	relation_close(table, NoLock);
 	return owner;
 }

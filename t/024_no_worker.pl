@@ -67,7 +67,7 @@ foreach my $statement ('SELECT * FROM idempotency.stats', 'SELECT idempotency.st
 }
 is(health_of($node, 'worker')->{status}, 'warn', 'not preloaded: health() warns');
 like(health_of($node, 'worker')->{detail}, qr/shared_preload_libraries.*schedule_cleanup/, 'and names both ways out');
-is($wire->ok("SELECT count(*) FROM idempotency.health() WHERE check_name <> 'worker' AND status IN ('ok', 'warn', 'critical')")->value, 8,
+is($wire->ok("SELECT count(*) FROM idempotency.health() WHERE check_name <> 'worker' AND status IN ('ok', 'warn', 'critical')")->value, 9,
 	'the other checks are made');
 is(health_of($node, 'last_cleanup')->{status}, 'ok', 'clean-ups are known from the table');
 claims_work('not preloaded');

@@ -77,7 +77,7 @@ isnt($node->safe_psql('one', "SELECT last_cleanup FROM idempotency.stats WHERE d
 $node->safe_psql('two', "CREATE ROLE monitor LOGIN; CREATE ROLE stranger LOGIN; SELECT idempotency.grant_monitor('monitor')");
 my $monitor = Wire->connect($node, database => 'two', user => 'monitor');
 is($monitor->ok("SELECT claims FROM idempotency.stats WHERE database = 'two'")->value, 1, 'a monitor sees them');
-is($monitor->ok('SELECT count(*) FROM idempotency.health()')->value, 9, 'and health()');
+is($monitor->ok('SELECT count(*) FROM idempotency.health()')->value, 10, 'and health()');
 is($monitor->query('SELECT idempotency.stats_reset()')->code, '42501', 'but resets nothing');
 is($monitor->query('SELECT FROM idempotency.idempotency_keys')->code, '42501', 'and sees no keys');
 is(Wire->connect($node, database => 'two', user => 'stranger')->query('SELECT FROM idempotency.stats')->code, '42501', 'a stranger sees nothing');
