@@ -26,7 +26,7 @@ COMMENT ON SEQUENCE idempotency.token_seq IS
 CREATE TABLE idempotency.lock_secret
 (
 	secret	pg_catalog.uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid()
-);
+) USING heap;
 COMMENT ON TABLE idempotency.lock_secret IS
 	'One row: the secret by which keys become advisory locks, so that pg_locks confirms no guess of a key';
 COMMENT ON COLUMN idempotency.lock_secret.secret IS
