@@ -15,14 +15,6 @@
  * hands its entries to the level above. The key's lock is undone by the
  * server in the same way, and so are rows.
  *
- * A claim without a lease that is still open when the transaction is about to
- * commit or to be prepared means that some branch forgot to complete it: the
- * business rows would commit, the key would not, and the next repeat would do
- * the work again. So that is an error, IK004, raised where errors still
- * abort. Nothing is written there: writing in a pre-commit callback would
- * skip deferred constraint triggers and could block when statement_timeout is
- * no longer armed.
- *
  * The only state that outlives a call is reset at the end of every
  * transaction: COMMIT, ABORT and also PREPARE, after which the connection
  * goes on with a transaction that has claimed nothing.
@@ -217,6 +209,8 @@ idem_pending_keep(const KeyIdentity *id)
 void
 idem_pending_set(PendingClaim *claim, const PendingState *state)
 {
+	if (is_left_open(state) && !is_left_open(&claim->state))
+		idem_commit_claim_opens();
 	remember(claim, false);
 	change(claim, state);
 }
@@ -296,35 +290,28 @@ wake_waiters(void)
 			idem_wake_waiters(claim->id.hash);
 }
 
-static void
-transaction_ends(XactEvent event, void *arg pg_attribute_unused())
+/*
+ * Whether the transaction must not commit as it stands.
+ */
+bool
+idem_pending_left_open(void)
 {
-	switch (event)
-	{
-		case XACT_EVENT_PRE_COMMIT:
-		case XACT_EVENT_PRE_PREPARE:
-			if (nopen > 0)
-				ereport(ERROR,
-						(errcode(ERRCODE_IDEM_CLAIM_LEFT_OPEN),
-						 errmsg("a claim without a lease was left open at the end of its transaction"),
-						 errhint("Call complete() or fail() in the transaction that claims, or claim with a lease if the work goes on after it.")));
-			break;
-		case XACT_EVENT_COMMIT:
-			wake_waiters();
-			reset();
-			break;
-		case XACT_EVENT_ABORT:
-		case XACT_EVENT_PREPARE:
-			reset();
-			break;
-		default:
-			break;
-	}
+	return nopen > 0;
+}
+
+/*
+ * The transaction has committed, or else has been rolled back or prepared.
+ */
+void
+idem_pending_end(bool committed)
+{
+	if (committed)
+		wake_waiters();
+	reset();
 }
 
 void
 idem_pending_init(void)
 {
-	RegisterXactCallback(transaction_ends, NULL);
 	RegisterSubXactCallback(subtransaction_ends, NULL);
 }
