@@ -28,8 +28,9 @@
  * the others, which have been passed. Before the end, a client's statement
  * that has just run is proof that nobody walks the list. Where there is no
  * such proof (a procedure or DO, which may be in the middle of a COMMIT whose
- * callbacks run SQL; triggers and cursors during the commit), registrations
- * add up to a limit, and later ones wait for the end of the client's statement.
+ * callbacks run SQL; triggers and cursors during the commit; a portal with a
+ * name), registrations add up to a limit, and beyond it the next proof is
+ * waited for.
  *
  *-------------------------------------------------------------------------
  */

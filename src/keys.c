@@ -507,7 +507,8 @@ idem_keys_init_row(KeyRow *row, const KeyIdentity *id)
 }
 
 /*
- * A copy of a row with all its values, one chunk in the current memory context.
+ * A copy of a row with all its values: one chunk in the current memory context,
+ * which pfree() frees as a whole.
  */
 KeyRow *
 idem_keys_copy_row(const KeyRow *row)
