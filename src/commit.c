@@ -48,8 +48,8 @@
 static ExecutorRun_hook_type next_executor_run = NULL;
 static ProcessUtility_hook_type next_process_utility = NULL;
 
-/* Of running statements. Within one, nothing can commit. */
-static int executor_depth = 0;
+/* A statement is running. Within it nothing can commit. */
+static bool executing = false;
 
 /* Registrations ahead of the first one; their numbers are their arguments. */
 static int nahead = 0;
@@ -115,7 +115,7 @@ transaction_ends(XactEvent event, void *number)
 void
 idem_commit_claim_opens(void)
 {
-	if (executor_depth == 0)
+	if (!executing)
 		be_first(false);
 }
 
@@ -136,29 +136,41 @@ client_runs_query(void)
 }
 
 static void
+run_query(QueryDesc *query, ScanDirection direction, uint64 count EXECUTE_ONCE_PARAMETER)
+{
+	if (next_executor_run != NULL)
+		next_executor_run(query, direction, count EXECUTE_ONCE);
+	else
+		standard_ExecutorRun(query, direction, count EXECUTE_ONCE);
+}
+
+static void
 executor_run(QueryDesc *query, ScanDirection direction, uint64 count EXECUTE_ONCE_PARAMETER)
 {
-	executor_depth++;
+	if (executing)
+	{
+		run_query(query, direction, count EXECUTE_ONCE);
+		return;
+	}
+
+	executing = true;
 	PG_TRY();
 	{
-		if (next_executor_run != NULL)
-			next_executor_run(query, direction, count EXECUTE_ONCE);
-		else
-			standard_ExecutorRun(query, direction, count EXECUTE_ONCE);
+		run_query(query, direction, count EXECUTE_ONCE);
 	}
 	PG_FINALLY();
 	{
-		executor_depth--;
+		executing = false;
 	}
 	PG_END_TRY();
 
-	if (executor_depth == 0 && idem_pending_left_open())
+	if (idem_pending_left_open())
 		be_first(client_runs_query());
 }
 
 /*
- * Not counted as running statements: CALL and DO may commit. The statement may
- * be gone when it has been processed.
+ * Does not count as a running statement: CALL and DO may commit. The statement
+ * may be gone when it has been processed.
  */
 static void
 process_utility(PlannedStmt *statement, const char *text, bool read_only_tree,
@@ -172,7 +184,7 @@ process_utility(PlannedStmt *statement, const char *text, bool read_only_tree,
 		standard_ProcessUtility(statement, text, read_only_tree, context, params,
 								environment, dest, completion);
 
-	if (executor_depth == 0 && idem_pending_left_open())
+	if (!executing && idem_pending_left_open())
 		be_first(context == PROCESS_UTILITY_TOPLEVEL);
 }
 

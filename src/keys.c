@@ -520,14 +520,15 @@ idem_keys_copy_row(const KeyRow *row)
 
 	for (int i = 0; i < KEY_NCOLUMNS; i++)
 	{
+		Oid type = idem_table_columns[i].type;
+
 		sizes[i] = 0;
 		if (row->isnull[i])
 			continue;
-		if (idem_table_columns[i].type == UUIDOID)
-			sizes[i] = UUID_LEN;
-		else if (idem_table_columns[i].type == TEXTOID || idem_table_columns[i].type == BYTEAOID ||
-				 idem_table_columns[i].type == JSONBOID)
+		if (type == TEXTOID || type == BYTEAOID || type == JSONBOID)
 			sizes[i] = VARSIZE_ANY(DatumGetPointer(row->values[i]));
+		else if (type == UUIDOID)
+			sizes[i] = UUID_LEN;
 		total += MAXALIGN(sizes[i]);
 	}
 
