@@ -131,6 +131,8 @@ my @orders = (
 	[ 'DO', "DO \$\$ BEGIN PERFORM claims(); $book; END \$\$" ],
 	[ 'DO, by an expression', "DO \$\$ DECLARE o text; BEGIN $book; o := claims_by_expression(); END \$\$" ],
 	[ 'DO that commits', "DO \$\$ BEGIN PERFORM claims(); $book; COMMIT; END \$\$" ],
+	[ 'DO, after a query that failed',
+		"DO \$\$ BEGIN PERFORM claims(); BEGIN PERFORM 1 / (random() * 0)::int; EXCEPTION WHEN division_by_zero THEN NULL; END; $book; END \$\$" ],
 	[ 'a procedure that commits', 'CALL claims_books()' ],
 	[ 'a procedure that commits, by an expression', 'CALL books_claims()' ],
 	[ 'a procedure that commits twice', 'CALL books_often()' ],
