@@ -61,6 +61,15 @@
 #define MY_PROC_NUMBER (MyProc->pgprocno)
 #endif
 
+/* PostgreSQL 18 dropped the last argument of ExecutorRun(). */
+#if PG_VERSION_NUM >= 180000
+#define EXECUTE_ONCE_PARAMETER
+#define EXECUTE_ONCE
+#else
+#define EXECUTE_ONCE_PARAMETER , bool execute_once
+#define EXECUTE_ONCE , execute_once
+#endif
+
 /*
  * Cached plans are made anew whenever the search path in force differs from
  * the one they were made under, although ours name everything in full. Up to

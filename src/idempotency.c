@@ -23,6 +23,7 @@ _PG_init(void)
 	idem_table_init();
 	idem_config_init();
 	idem_pending_init();
+	idem_commit_init();
 	idem_wake_init();
 	idem_shared_init();
 	idem_worker_init();

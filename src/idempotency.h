@@ -15,7 +15,7 @@
  * How a call flows: arguments.c checks what the user sent; claim.c, owner.c
  * and the verbs decide; locks.c queues rivals; keys.c reads and writes rows, by
  * the SQL of statements.c; pending.c remembers until the transaction ends what it
- * has claimed.
+ * has claimed, and commit.c lets no open claim commit.
  *
  *-------------------------------------------------------------------------
  */
@@ -374,7 +374,13 @@ extern PendingClaim *idem_pending_keep(const KeyIdentity *id);
 extern const PendingState *idem_pending_state(const PendingClaim *claim);
 extern void idem_pending_set(PendingClaim *claim, const PendingState *state);
 extern MemoryContext idem_pending_context(void);
+extern bool idem_pending_left_open(void);
+extern void idem_pending_end(bool committed);
 extern void idem_pending_init(void);
+
+/* commit.c */
+extern void idem_commit_claim_opens(void);
+extern void idem_commit_init(void);
 
 /* owner.c */
 typedef enum OwnerVerb

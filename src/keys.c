@@ -520,23 +520,41 @@ idem_keys_init_row(KeyRow *row, const KeyIdentity *id)
 }
 
 /*
- * A copy of a row and all its values in the current memory context.
+ * A copy of a row with all its values: one chunk in the current memory context,
+ * which pfree() frees as a whole.
  */
 KeyRow *
 idem_keys_copy_row(const KeyRow *row)
 {
-	KeyRow *copy = palloc(sizeof(KeyRow));
+	Size sizes[KEY_NCOLUMNS];
+	Size total = MAXALIGN(sizeof(KeyRow));
+	KeyRow *copy;
+	char *to;
 
-	*copy = *row;
 	for (int i = 0; i < KEY_NCOLUMNS; i++)
 	{
+		Oid type = idem_table_columns[i].type;
+
+		sizes[i] = 0;
 		if (row->isnull[i])
 			continue;
-		if (idem_table_columns[i].type == UUIDOID)
-			copy->values[i] = datumCopy(row->values[i], false, UUID_LEN);
-		else if (idem_table_columns[i].type == TEXTOID || idem_table_columns[i].type == BYTEAOID ||
-				 idem_table_columns[i].type == JSONBOID)
-			copy->values[i] = datumCopy(row->values[i], false, -1);
+		if (type == TEXTOID || type == BYTEAOID || type == JSONBOID)
+			sizes[i] = VARSIZE_ANY(DatumGetPointer(row->values[i]));
+		else if (type == UUIDOID)
+			sizes[i] = UUID_LEN;
+		total += MAXALIGN(sizes[i]);
+	}
+
+	copy = palloc_extended(total, MCXT_ALLOC_HUGE);
+	*copy = *row;
+	to = (char *) copy + MAXALIGN(sizeof(KeyRow));
+	for (int i = 0; i < KEY_NCOLUMNS; i++)
+	{
+		if (sizes[i] == 0)
+			continue;
+		memcpy(to, DatumGetPointer(row->values[i]), sizes[i]);
+		copy->values[i] = PointerGetDatum(to);
+		to += MAXALIGN(sizes[i]);
 	}
 	return copy;
 }

@@ -102,7 +102,9 @@ find_claim(OwnedClaim *own, bool has_token, int64 token, OwnerVerb verb)
 	{
 		if (has_token)
 			report_not_claimed(true);
-		own->row = *state.draft;
+
+		/* Copies: a trigger on the table may claim or checkpoint the same key. */
+		own->row = *idem_keys_copy_row(state.draft);
 
 		/*
 		 * The version that the claim was made over, not what is there now: a
@@ -110,7 +112,7 @@ find_claim(OwnedClaim *own, bool has_token, int64 token, OwnerVerb verb)
 		 */
 		if (state.over != NULL)
 		{
-			own->stored = *state.over;
+			own->stored = *idem_keys_copy_row(state.over);
 			own->is_stored = true;
 		}
 		return;

@@ -9,19 +9,15 @@
  * rivals away. That is what makes a key cost one row insert, and what frees
  * it the moment the transaction fails.
  *
- * Savepoints. Every change to a claim made inside a subtransaction first
- * pushes the previous state on an undo stack, with the nesting level it
- * belongs to. Rolling back to a savepoint pops and restores; releasing one
- * hands its entries to the level above. The key's lock is undone by the
- * server in the same way, and so are rows.
+ * Savepoints. The first change to a claim within a subtransaction pushes the
+ * previous state on an undo stack, with the nesting level it belongs to.
+ * Rolling back to a savepoint pops and restores; releasing one hands its
+ * entries to the level above, less those of claims that have one there. The
+ * key's lock is undone by the server in the same way, and so are rows.
  *
- * A claim without a lease that is still open when the transaction is about to
- * commit or to be prepared means that some branch forgot to complete it: the
- * business rows would commit, the key would not, and the next repeat would do
- * the work again. So that is an error, IK004, raised where errors still
- * abort. Nothing is written there: writing in a pre-commit callback would
- * skip deferred constraint triggers and could block when statement_timeout is
- * no longer armed.
+ * Memory. A draft holds what checkpoint() was given, and there may be many in
+ * one transaction. It is freed as soon as no state needs it: that of the claim
+ * or one to go back to.
  *
  * The only state that outlives a call is reset at the end of every
  * transaction: COMMIT, ABORT and also PREPARE, after which the connection
@@ -35,10 +31,14 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
+typedef struct PendingUndo PendingUndo;
+
+/* One chunk with the texts of its identity. */
 struct PendingClaim
 {
-	KeyIdentity id; /* own copy */
+	KeyIdentity id;
 	PendingState state;
+	PendingUndo *undo;   /* the newest of its own, or NULL */
 	PendingClaim *next;  /* unlike key of the same hash */
 	PendingClaim *older; /* made before, of any hash */
 };
@@ -49,14 +49,15 @@ typedef struct PendingBucket
 	PendingClaim *first;
 } PendingBucket;
 
-typedef struct PendingUndo
+struct PendingUndo
 {
-	int level; /* nesting level that made the change */
+	int level; /* nesting level that made the change; one for each claim */
 	PendingClaim *claim;
 	bool created; /* no previous state: forget the claim */
 	PendingState state;
-	struct PendingUndo *previous;
-} PendingUndo;
+	PendingUndo *older;    /* of the same claim */
+	PendingUndo *previous; /* of any */
+};
 
 /* All of it lives in TopTransactionContext; see reset(). */
 static HTAB *pending = NULL;
@@ -88,22 +89,45 @@ change(PendingClaim *claim, const PendingState *state)
 	claim->state = *state;
 }
 
+/*
+ * Frees the rows of a state that is given up, save those that a state beside it
+ * in the claim's history has as well. A state takes its rows over from the one
+ * before, so they are nowhere else.
+ */
 static void
+free_rows(const PendingState *state, const PendingState *newer, const PendingState *older)
+{
+	if (state->draft != NULL && (newer == NULL || newer->draft != state->draft) &&
+		(older == NULL || older->draft != state->draft))
+		pfree(state->draft);
+	if (state->over != NULL && (newer == NULL || newer->over != state->over) &&
+		(older == NULL || older->over != state->over))
+		pfree(state->over);
+}
+
+/*
+ * Keeps the claim's state for a rollback of the current savepoint. False if
+ * there is none, or one is kept already: then the state is given up.
+ */
+static bool
 remember(PendingClaim *claim, bool created)
 {
 	PendingUndo *entry;
 	int level = GetCurrentTransactionNestLevel();
 
 	/* The outermost level has nothing to go back to but its own end. */
-	if (level <= 1)
-		return;
+	if (level <= 1 || (claim->undo != NULL && claim->undo->level >= level))
+		return false;
 	entry = MemoryContextAlloc(TopTransactionContext, sizeof(PendingUndo));
 	entry->level = level;
 	entry->claim = claim;
 	entry->created = created;
 	entry->state = claim->state;
+	entry->older = claim->undo;
 	entry->previous = undo;
+	claim->undo = entry;
 	undo = entry;
+	return true;
 }
 
 /*
@@ -161,12 +185,12 @@ idem_pending_check_limit(void)
 }
 
 static text *
-copy_text(const text *source)
+copy_text(char **to, const text *source)
 {
-	Size size = VARSIZE_ANY(source);
-	text *copy = MemoryContextAlloc(TopTransactionContext, size);
+	text *copy = (text *) *to;
 
-	memcpy(copy, source, size);
+	memcpy(copy, source, VARSIZE_ANY(source));
+	*to += INTALIGN(VARSIZE_ANY(source));
 	return copy;
 }
 
@@ -179,6 +203,7 @@ idem_pending_keep(const KeyIdentity *id)
 {
 	PendingBucket *bucket;
 	PendingClaim *claim;
+	char *texts;
 	bool found;
 
 	if (pending == NULL)
@@ -192,11 +217,15 @@ idem_pending_keep(const KeyIdentity *id)
 							  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	}
 
-	claim = MemoryContextAllocZero(TopTransactionContext, sizeof(PendingClaim));
+	claim = MemoryContextAlloc(TopTransactionContext,
+							   MAXALIGN(sizeof(PendingClaim)) + INTALIGN(VARSIZE_ANY(id->scope)) +
+								   INTALIGN(VARSIZE_ANY(id->operation)) + VARSIZE_ANY(id->key));
+	MemSet(claim, 0, sizeof(PendingClaim));
+	texts = (char *) claim + MAXALIGN(sizeof(PendingClaim));
 	claim->id.hash = id->hash;
-	claim->id.scope = copy_text(id->scope);
-	claim->id.operation = copy_text(id->operation);
-	claim->id.key = copy_text(id->key);
+	claim->id.scope = copy_text(&texts, id->scope);
+	claim->id.operation = copy_text(&texts, id->operation);
+	claim->id.key = copy_text(&texts, id->key);
 	bucket = hash_search(pending, &id->hash, HASH_ENTER, &found);
 	if (!found)
 		bucket->first = NULL;
@@ -212,12 +241,31 @@ idem_pending_keep(const KeyIdentity *id)
 }
 
 /*
- * Changes how a claim stands, until a rollback of the current savepoint.
+ * Changes how a claim stands, until a rollback of the current savepoint. The
+ * rows of the new state are those of the old one, or single chunks in
+ * idem_pending_context() that are ours from here on.
  */
 void
 idem_pending_set(PendingClaim *claim, const PendingState *state)
 {
-	remember(claim, false);
+	PendingState given_up = claim->state;
+	bool kept;
+
+	if (is_left_open(state) && !is_left_open(&claim->state))
+		idem_commit_claim_opens();
+	kept = remember(claim, false);
+	change(claim, state);
+	if (!kept)
+		free_rows(&given_up, state, claim->undo == NULL || claim->undo->created ? NULL : &claim->undo->state);
+}
+
+/*
+ * Goes back to an older state.
+ */
+static void
+restore(PendingClaim *claim, const PendingState *state)
+{
+	free_rows(&claim->state, NULL, state);
 	change(claim, state);
 }
 
@@ -235,7 +283,7 @@ forget(PendingClaim *claim)
 	Assert(newest == claim);
 	newest = claim->older;
 
-	change(claim, &none);
+	restore(claim, &none);
 	bucket = hash_search(pending, &claim->id.hash, HASH_FIND, NULL);
 	Assert(bucket != NULL);
 	for (link = &bucket->first; *link != claim; link = &(*link)->next)
@@ -244,6 +292,39 @@ forget(PendingClaim *claim)
 	if (bucket->first == NULL)
 		hash_search(pending, &claim->id.hash, HASH_REMOVE, NULL);
 	nclaims--;
+	pfree(claim);
+}
+
+/*
+ * A savepoint is released: its undo entries become those of the level above.
+ * Where that has none to go back to, or has kept an older state of the claim,
+ * they are given up.
+ */
+static void
+release(int level)
+{
+	PendingUndo **link = &undo;
+
+	/* Entries stay in order of age, so the newest are on top. */
+	while (*link != NULL && (*link)->level >= level)
+	{
+		PendingUndo *entry = *link;
+		PendingClaim *claim = entry->claim;
+
+		Assert(claim->undo == entry);
+		if (level > 2 && (entry->older == NULL || entry->older->level < level - 1))
+		{
+			entry->level = level - 1;
+			link = &entry->previous;
+			continue;
+		}
+		if (!entry->created)
+			free_rows(&entry->state, &claim->state,
+					  entry->older == NULL || entry->older->created ? NULL : &entry->older->state);
+		claim->undo = entry->older;
+		*link = entry->previous;
+		pfree(entry);
+	}
 }
 
 static void
@@ -261,27 +342,19 @@ subtransaction_ends(SubXactEvent event, SubTransactionId mySubid pg_attribute_un
 	{
 		while (undo != NULL && undo->level >= level)
 		{
-			if (undo->created)
-				forget(undo->claim);
+			PendingUndo *entry = undo;
+
+			undo = entry->previous;
+			entry->claim->undo = entry->older;
+			if (entry->created)
+				forget(entry->claim);
 			else
-				change(undo->claim, &undo->state);
-			undo = undo->previous;
+				restore(entry->claim, &entry->state);
+			pfree(entry);
 		}
 	}
 	else if (event == SUBXACT_EVENT_COMMIT_SUB)
-	{
-		/*
-		 * Entries stay in order of age, so the newest are on top. Those that
-		 * reach the outermost level are all there are.
-		 */
-		if (level <= 2)
-			undo = NULL;
-		else
-			for (PendingUndo *entry = undo;
-				 entry != NULL && entry->level >= level;
-				 entry = entry->previous)
-				entry->level = level - 1;
-	}
+		release(level);
 }
 
 /*
@@ -296,35 +369,28 @@ wake_waiters(void)
 			idem_wake_waiters(claim->id.hash);
 }
 
-static void
-transaction_ends(XactEvent event, void *arg pg_attribute_unused())
+/*
+ * Whether the transaction must not commit as it stands.
+ */
+bool
+idem_pending_left_open(void)
 {
-	switch (event)
-	{
-		case XACT_EVENT_PRE_COMMIT:
-		case XACT_EVENT_PRE_PREPARE:
-			if (nopen > 0)
-				ereport(ERROR,
-						(errcode(ERRCODE_IDEM_CLAIM_LEFT_OPEN),
-						 errmsg("a claim without a lease was left open at the end of its transaction"),
-						 errhint("Call complete() or fail() in the transaction that claims, or claim with a lease if the work goes on after it.")));
-			break;
-		case XACT_EVENT_COMMIT:
-			wake_waiters();
-			reset();
-			break;
-		case XACT_EVENT_ABORT:
-		case XACT_EVENT_PREPARE:
-			reset();
-			break;
-		default:
-			break;
-	}
+	return nopen > 0;
+}
+
+/*
+ * The transaction has committed, or else has been rolled back or prepared.
+ */
+void
+idem_pending_end(bool committed)
+{
+	if (committed)
+		wake_waiters();
+	reset();
 }
 
 void
 idem_pending_init(void)
 {
-	RegisterXactCallback(transaction_ends, NULL);
 	RegisterSubXactCallback(subtransaction_ends, NULL);
 }

@@ -1,0 +1,199 @@
+/*-------------------------------------------------------------------------
+ *
+ * commit.c
+ *	  The end of a transaction: nobody's forgotten claim commits, and nothing
+ *	  is committed on another server before that is known.
+ *
+ * A claim without a lease that is still open when the transaction is about to
+ * commit or to be prepared means that some branch forgot to complete it: the
+ * business rows would commit, the key would not, and the next repeat would do
+ * the work again. So that is an error, IK004, raised where errors still
+ * abort. Nothing is written there: writing in a pre-commit callback would
+ * skip deferred constraint triggers and could block when statement_timeout is
+ * no longer armed.
+ *
+ * Others have callbacks at that point, too, and some cannot be undone:
+ * postgres_fdw and Citus commit on their servers. The server calls first who
+ * registered last, and postgres_fdw registers when a session first uses a
+ * foreign server. So we register again, ahead of whoever came meanwhile, as
+ * long as a claim is open: after each statement, because whatever the last
+ * statement was, the commit comes after it (COMMIT itself only asks for the
+ * commit), and where a claim is opened outside of any statement. All of our
+ * registrations do the same, so it does no harm to be asked twice.
+ *
+ * The registrations that are too many must go again, and a list that is being
+ * walked must keep the item where the walker stands (15) or the one after it
+ * (from 16 on). The first registration, made at load, stays for ever and is
+ * called last of ours, so at the end of a transaction it can remove all of
+ * the others, which have been passed. Before the end, a client's statement
+ * that has just run is proof that nobody walks the list. Where there is no
+ * such proof (a procedure or DO, which may be in the middle of a COMMIT whose
+ * callbacks run SQL; triggers and cursors during the commit; a portal with a
+ * name), registrations add up to a limit, and beyond it the next proof is
+ * waited for.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "idempotency.h"
+
+#include "access/xact.h"
+#include "executor/executor.h"
+#include "tcop/pquery.h"
+#include "tcop/utility.h"
+#include "utils/portal.h"
+
+/* Without proof that they can be removed: 48 bytes each, for one transaction. */
+#define MAX_AHEAD 1000
+
+static ExecutorRun_hook_type next_executor_run = NULL;
+static ProcessUtility_hook_type next_process_utility = NULL;
+
+/* A statement is running. Within it nothing can commit. */
+static bool executing = false;
+
+/* Registrations ahead of the first one; their numbers are their arguments. */
+static int nahead = 0;
+
+static void transaction_ends(XactEvent event, void *number);
+
+static void *
+registration(int number)
+{
+	return (void *) (intptr_t) number;
+}
+
+static void
+remove_all_ahead(void)
+{
+	for (; nahead > 0; nahead--)
+		UnregisterXactCallback(transaction_ends, registration(nahead));
+}
+
+static void
+be_first(bool nobody_walks)
+{
+	if (nobody_walks)
+		remove_all_ahead();
+	else if (nahead >= MAX_AHEAD)
+		return;
+	RegisterXactCallback(transaction_ends, registration(nahead + 1));
+	nahead++;
+}
+
+static void
+transaction_ends(XactEvent event, void *number)
+{
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+		case XACT_EVENT_PRE_PREPARE:
+			if (idem_pending_left_open())
+				ereport(ERROR,
+						(errcode(ERRCODE_IDEM_CLAIM_LEFT_OPEN),
+						 errmsg("a claim without a lease was left open at the end of its transaction"),
+						 errhint("Call complete() or fail() in the transaction that claims, or claim with a lease if the work goes on after it.")));
+			return;
+		case XACT_EVENT_COMMIT:
+			idem_pending_end(true);
+			break;
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PREPARE:
+			idem_pending_end(false);
+			break;
+		default:
+			return;
+	}
+	if (number == registration(0))
+		remove_all_ahead();
+}
+
+/*
+ * A claim without a lease is about to be opened. Within a statement, that
+ * statement's end is early enough; but PL/pgSQL evaluates simple expressions
+ * without one, and a function can be called without one by the protocol.
+ */
+void
+idem_commit_claim_opens(void)
+{
+	if (!executing)
+		be_first(false);
+}
+
+/*
+ * Whether the innermost portal is running a client's statement that cannot
+ * commit. Nobody but a client has a portal without a name, and until it is
+ * done no commit can begin.
+ */
+static bool
+client_runs_query(void)
+{
+	PlannedStmt *statement;
+
+	if (ActivePortal == NULL || ActivePortal->name[0] != '\0' || ActivePortal->stmts == NIL)
+		return false;
+	statement = linitial_node(PlannedStmt, ActivePortal->stmts);
+	return statement->commandType != CMD_UTILITY;
+}
+
+static void
+run_query(QueryDesc *query, ScanDirection direction, uint64 count EXECUTE_ONCE_PARAMETER)
+{
+	if (next_executor_run != NULL)
+		next_executor_run(query, direction, count EXECUTE_ONCE);
+	else
+		standard_ExecutorRun(query, direction, count EXECUTE_ONCE);
+}
+
+static void
+executor_run(QueryDesc *query, ScanDirection direction, uint64 count EXECUTE_ONCE_PARAMETER)
+{
+	if (executing)
+	{
+		run_query(query, direction, count EXECUTE_ONCE);
+		return;
+	}
+
+	executing = true;
+	PG_TRY();
+	{
+		run_query(query, direction, count EXECUTE_ONCE);
+	}
+	PG_FINALLY();
+	{
+		executing = false;
+	}
+	PG_END_TRY();
+
+	if (idem_pending_left_open())
+		be_first(client_runs_query());
+}
+
+/*
+ * Does not count as a running statement: CALL and DO may commit. The statement
+ * may be gone when it has been processed.
+ */
+static void
+process_utility(PlannedStmt *statement, const char *text, bool read_only_tree,
+				ProcessUtilityContext context, ParamListInfo params,
+				QueryEnvironment *environment, DestReceiver *dest, QueryCompletion *completion)
+{
+	if (next_process_utility != NULL)
+		next_process_utility(statement, text, read_only_tree, context, params,
+							 environment, dest, completion);
+	else
+		standard_ProcessUtility(statement, text, read_only_tree, context, params,
+								environment, dest, completion);
+
+	if (!executing && idem_pending_left_open())
+		be_first(context == PROCESS_UTILITY_TOPLEVEL);
+}
+
+void
+idem_commit_init(void)
+{
+	RegisterXactCallback(transaction_ends, registration(0));
+	next_executor_run = ExecutorRun_hook;
+	ExecutorRun_hook = executor_run;
+	next_process_utility = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+}
