@@ -78,8 +78,8 @@ async function main(pool) {
   // The connection is lost: while the network is asked, and (where t/060_examples.pl stands in between) before the
   // answer to the claim, in the middle of the booking, and before the answer to its commit.
   network.terminateBackends = async () => {
-    const other = shop.openPool();
-    await other.query('SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user AND pid <> pg_backend_pid()');
+    const other = shop.openPool({ application_name: 'example_node check' });
+    await other.query(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'example_node'`);
     await other.end();
     await connectionsEnded(pool);
   };
@@ -109,7 +109,7 @@ async function main(pool) {
   console.log('all well');
 }
 
-const pool = shop.openPool();
+const pool = shop.openPool({ application_name: 'example_node' });
 main(pool).finally(() => pool.end()).catch((error) => {
   console.error(error.message);
   process.exitCode = 1;
