@@ -164,7 +164,7 @@ ROLLBACK;
 SHOW lock_timeout;
 RESET lock_timeout;
 -- Timed out or cancelled while waiting, the connection goes on.
-SET statement_timeout = '30ms';
+SET statement_timeout = '500ms';
 SELECT outcome FROM idempotency.claim('claim', 'rival', '1', wait => '50 s');
 \echo :SQLSTATE
 SELECT outcome FROM idempotency.claim('claim', 'wait', 'lapses', wait => '50 s');

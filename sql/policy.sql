@@ -38,10 +38,10 @@ SELECT pg_temp.hours(expires_at, created_at) FROM idempotency.claim('policy', 'p
 -- not known; it makes no committed claim.
 SELECT token IS NULL AS without_lease FROM idempotency.claim('policy', 'policy charge', 'unleased')
 WHERE idempotency.complete('policy', 'policy charge', 'unleased', 200) IS NOT NULL;
-UPDATE idempotency.idempotency_keys SET lease_ms = NULL, locked_until = now() WHERE scope = 'policy' AND operation = 'policy charge' AND key = 'a';
-SELECT round(extract(epoch FROM idempotency.extend('policy', 'policy charge', 'a', token => k.token) - now())) AS seconds
+UPDATE idempotency.idempotency_keys SET lease_ms = NULL, locked_until = now() + interval '1 min' WHERE scope = 'policy' AND operation = 'policy charge' AND key = 'a';
+SELECT idempotency.extend('policy', 'policy charge', 'a', token => k.token) BETWEEN now() + interval '90 s' AND clock_timestamp() + interval '90 s' AS policy
 FROM idempotency.idempotency_keys AS k WHERE scope = 'policy' AND operation = 'policy charge' AND key = 'a';
-SELECT round(extract(epoch FROM idempotency.extend('policy', 'policy charge', 'a', lease => '10 s', token => k.token) - now())) AS seconds
+SELECT idempotency.extend('policy', 'policy charge', 'a', lease => '10 s', token => k.token) BETWEEN now() + interval '10 s' AND clock_timestamp() + interval '10 s' AS argument
 FROM idempotency.idempotency_keys AS k WHERE scope = 'policy' AND operation = 'policy charge' AND key = 'a';
 -- failed_ttl.
 SELECT idempotency.fail('policy', 'policy charge', 'a', 'no', token => k.token)

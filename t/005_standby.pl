@@ -44,7 +44,7 @@ is_deeply(
 	[ [ 201, '{"X": "y"}', '{"a":1.10}' ] ], 'replay answers');
 is(status_of($s, 'standby', 'op', 'running'), 'in_progress', 'lookup answers');
 is($s->ok("SELECT abandoned FROM idempotency.lookup('standby', 'op', 'lapsed')")->value, 't', 'lookup: a lapsed lease');
-ok(wait_until(sub { status_of($s, 'standby', 'op', 'passing') eq 'absent' }, 10),
+ok(wait_until(sub { status_of($s, 'standby', 'op', 'passing') eq 'absent' }),
 	'an expired key counts as absent, though nobody can delete it here');
 is(replay_of($s, 'standby', 'op', 'prepared'), undef, 'replay: nothing of a prepared transaction');
 is(replay_of($s, 'standby', 'op', 'running'), undef, 'replay: nothing of a key in progress');
@@ -73,7 +73,7 @@ is(key_locks($s), 0, 'no key lock is taken here');
 $primary->stop('immediate');
 $standby->promote;
 $s = Wire->connect($standby);
-ok(wait_until(sub { $s->ok('SELECT NOT pg_is_in_recovery()')->value eq 't' }, 30), 'promoted');
+ok(wait_until(sub { $s->ok('SELECT NOT pg_is_in_recovery()')->value eq 't' }), 'promoted');
 
 is($s->ok("SELECT outcome FROM idempotency.claim('standby', 'op', 'done', request => '1')")->value, 'replay', 'a repeat replays');
 is($s->ok("SELECT outcome FROM idempotency.claim('standby', 'op', 'done', request => '2')")->value, 'mismatch', 'another request does not');

@@ -47,29 +47,19 @@ pool_mode = transaction
 default_pool_size = $size
 min_pool_size = 0
 logfile = $at/log
-pidfile = $at/pid
 EOC
-	system_or_bail($pgbouncer, '-q', '-d', "$at/ini");
-	push @poolers, "$at/pid";
+	push @poolers, in_child(sub { exec $pgbouncer, '-q', "$at/ini" });
 	return $at;
 }
 
-END
-{
-	foreach my $file (@poolers)
-	{
-		my $pid = eval { slurp_file($file) };
-
-		kill 'TERM', $pid if $pid;
-	}
-}
+END { kill 'TERM', @poolers if @poolers; }
 
 sub pooled
 {
 	my ($at) = @_;
 	my $connection;
 
-	wait_until(sub { $connection = Wire->connect(undef, host => $at, port => $port, fail_ok => 1) }, 30)
+	wait_until(sub { $connection = Wire->connect(undef, host => $at, port => $port, fail_ok => 1) })
 	  or BAIL_OUT('the pooler does not answer');
 	return $connection;
 }
@@ -122,7 +112,10 @@ is($b->ok("BEGIN; SELECT 1; COMMIT")->code, '', 'one connection: B commits on th
 $a->ok('BEGIN');
 $a->execute("$claim)", 'five');
 $a->ok("INSERT INTO effects VALUES ('five', 'A')");
+my $gone = $a->ok('SELECT pg_backend_pid()')->value;
 $a->close;
+ok(wait_until(sub { $direct->ok("SELECT count(*) FROM pg_stat_activity WHERE pid = $gone")->value == 0 }),
+	'one connection: it ends with its client');
 is($b->execute("SELECT outcome FROM idempotency.claim('pooled', 'op', \$1, lease => '1 hour')", 'five')->value,
 	'claimed', 'one connection: the key of a client that vanished is free');
 is($direct->ok("SELECT count(*) FROM effects WHERE key = 'five'")->value, 0, 'one connection: and its business rows are gone');
@@ -136,7 +129,7 @@ $a->ok('BEGIN');
 is($a->execute("$claim)", 'six')->value, 'claimed', 'two connections: A claims');
 is($b->execute("$claim)", 'six')->value, 'in_progress', 'two connections: B is told');
 is(key_locks($direct), 1, 'two connections: B keeps no lock');
-$b->start_pipeline([ "$claim, wait => '30 s')", 'six' ]);
+$b->start_pipeline([ "$claim, wait => '60 s')", 'six' ]);
 $a->ok("INSERT INTO effects VALUES ('six', 'A'); SELECT idempotency.complete('pooled', 'op', 'six', 200, 'by A'); COMMIT");
 is_deeply($b->finish->rows, [ [ 'replay', undef, 'by A' ] ], 'two connections: B waits and gets the replay');
 

@@ -102,7 +102,7 @@ my $version = $control->ok('SHOW server_version_num')->value;
 my %settings = (
 	'isolation: repeatable read' => { default_transaction_isolation => 'repeatable read' },
 	'isolation: serializable' => { default_transaction_isolation => 'serializable', default_transaction_deferrable => 'on' },
-	'time-outs' => { lock_timeout => '1s', statement_timeout => '10s', idle_in_transaction_session_timeout => '10s' },
+	'time-outs' => { lock_timeout => '100s', statement_timeout => '100s', idle_in_transaction_session_timeout => '100s' },
 	'no flush at commit' => { synchronous_commit => 'off' },
 	'planner: no index' => { enable_indexscan => 'off', enable_indexonlyscan => 'off', enable_bitmapscan => 'off', enable_tidscan => 'off' },
 	'planner: custom plans' => { plan_cache_mode => 'force_custom_plan', enable_seqscan => 'off' },
@@ -152,7 +152,7 @@ $c = Wire->connect($node, user => 'application');
 my $rival = Wire->connect($node);
 $rival->ok("BEGIN; SELECT FROM idempotency.claim('plain', 'op', 'six')");
 is($c->ok("SELECT outcome FROM idempotency.claim('plain', 'op', 'six', lease => '1 s')")->value, 'in_progress', 'lock_timeout: no wait, no error');
-is($c->query("SELECT FROM idempotency.claim('plain', 'op', 'six', wait => '10 s')")->code, '55P03', 'lock_timeout: shorter than the wait');
+is($c->query("SELECT FROM idempotency.claim('plain', 'op', 'six', wait => '60 s')")->code, '55P03', 'lock_timeout: shorter than the wait');
 is($c->ok("SELECT outcome FROM idempotency.claim('plain', 'op', 'six', wait => '10 ms', lease => '1 s')")->value, 'in_progress', 'lock_timeout: longer than the wait');
 is($c->ok('SHOW lock_timeout')->value, '20ms', 'lock_timeout: as it was');
 $rival->ok('ROLLBACK');

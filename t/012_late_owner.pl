@@ -101,7 +101,7 @@ $late->ok('BEGIN');
 $late->start(qq{
 	INSERT INTO effects VALUES ('$key', 'late');
 	SELECT idempotency.complete('late', 'op', '$key', 200, 'the response', token => $token)});
-ok(wait_until(sub { $operator->ok('SELECT count(*) FROM pg_locks WHERE NOT granted')->value == 1 }, 10), 'open takeover: the late owner waits');
+ok(wait_until(sub { $operator->ok('SELECT count(*) FROM pg_locks WHERE NOT granted')->value == 1 }), 'open takeover: the late owner waits');
 execute_as($other, 'other', $key);
 $other->ok('COMMIT');
 is($late->finish->code, 'IK001', 'open takeover: and is refused');
@@ -167,7 +167,7 @@ cmp_ok($other->ok("SELECT token FROM idempotency.lookup('late', 'op', '$key')")-
 $other->ok('BEGIN');
 $key = 'key ' . ++$number;
 $token = $late->ok("SELECT token FROM idempotency.claim('late', 'op', '$key', lease => '20 ms')")->value;
-ok(wait_until(sub { $operator->ok("SELECT abandoned FROM idempotency.lookup('late', 'op', '$key')")->value eq 't' }, 10),
+ok(wait_until(sub { $operator->ok("SELECT abandoned FROM idempotency.lookup('late', 'op', '$key')")->value eq 't' }),
 	'old transaction: the lease has lapsed since it began');
 is($other->ok("SELECT taken_over FROM idempotency.claim('late', 'op', '$key', lease => '1 hour')")->value, 't',
 	'old transaction: takes over all the same');

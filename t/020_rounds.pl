@@ -43,7 +43,7 @@ my $start = -s $node->logfile;
 ok(cleaned_again($node, qw(good1 good2 good3)), 'three databases are cleaned');
 is(keys_left($node, $_), 0, "$_: no expired key is left") foreach qw(good1 good2 good3);
 
-ok(wait_until(sub { logged('could not clean up database "broken"') && logged('could not clean up database "failing"') }, 30),
+ok(wait_until(sub { logged('could not clean up database "broken"') && logged('could not clean up database "failing"') }),
 	'a database where the table was renamed, and one with a failing trigger, are reported');
 is($node->safe_psql('failing', 'SELECT sqlstate, error, started_by FROM idempotency.cleanup_runs ORDER BY id DESC LIMIT 1'),
 	'P0001|no deletions today|worker', 'cleanup_runs says why');
@@ -68,12 +68,14 @@ like(server_log($node, $start), qr/clean-up of database "good1" deleted 100 keys
 my ($good_before, $failing_before) = map { last_run($node, $_) } qw(good1 failing);
 $node->append_conf('postgresql.conf', 'idempotency.cleanup_interval = 1s');
 $node->reload;
-ok(wait_until(sub { last_run($node, 'good1') >= $good_before + 2 }, 15),
+ok(wait_until(sub { last_run($node, 'good1') >= $good_before + 2 }),
 	'a reload that shortens the interval starts a round at once, not after an hour');
-ok(wait_until(sub { last_run($node, 'good1') >= $good_before + 8 }, 30), 'and rounds go on');
+ok(wait_until(sub { last_run($node, 'good1') >= $good_before + 8 }), 'and rounds go on');
+# Looked at in this order, there are at least as many rounds as tries.
 my $tried = last_run($node, 'failing') - $failing_before;
+my $rounds = last_run($node, 'good1') - $good_before;
 cmp_ok($tried, '>=', 1, 'the failing database is tried again');
-cmp_ok($tried, '<=', 4, 'but not in every round');
+cmp_ok($tried, '<=', $rounds / 2, 'but not in every round');
 is(logged('could not clean up database "failing"'), 1, 'and is reported once');
 is(logged('could not clean up database "broken"'), 1, 'as is the broken one');
 is(logged('no deletions today'), 1, 'the reason too');
@@ -81,13 +83,11 @@ is(logged('no deletions today'), 1, 'the reason too');
 # Switched off, by a reload as well.
 $node->append_conf('postgresql.conf', "idempotency.cleanup_enabled = off");
 $node->reload;
-my $launcher = Wire->connect($node);
-my $runs;
-# A round may be under way while the setting arrives; none follows it.
-wait_until(sub { $launcher->ok('SHOW idempotency.cleanup_enabled')->value eq 'off' }, 10);
-$runs = last_run($node, 'good1');
-sleep 2.2;
-cmp_ok(last_run($node, 'good1') - $runs, '<=', 1, 'switched off, no round follows');
+# A round may be under way while the setting arrives; none follows it. When the
+# launcher has read it cannot be seen.
+ok(wait_until(sub { my $runs = last_run($node, 'good1'); sleep 2.2; last_run($node, 'good1') == $runs }),
+	'switched off, no round follows');
+ok(wait_until(sub { Wire->connect($node)->ok('SHOW idempotency.cleanup_enabled')->value eq 'off' }), 'the setting has arrived');
 is(health_of($node, 'worker')->{status}, 'warn', 'and health() says so');
 
 # Cured. Who asks for a round gets one, with nobody left out.
@@ -95,7 +95,7 @@ $node->safe_psql('broken', 'ALTER TABLE idempotency.renamed RENAME TO idempotenc
 $node->safe_psql('failing', 'DROP TRIGGER refuse ON idempotency.idempotency_keys');
 ok(cleaned_again($node, qw(broken failing)), 'a round that was asked for leaves nobody out, even when switched off');
 is(keys_left($node, $_), 0, "$_: cured, it is cleaned") foreach qw(broken failing);
-ok(wait_until(sub { logged('clean-up of database "failing" works again') == 1 && logged('clean-up of database "broken" works again') == 1 }, 10),
+ok(wait_until(sub { logged('clean-up of database "failing" works again') == 1 && logged('clean-up of database "broken" works again') == 1 }),
 	'and the log says so');
 
 $node->stop;

@@ -24,6 +24,31 @@ EOC
 my $place = PostgreSQL::Test::Utils::tempdir('place');
 my $tablespaces = $node->safe_psql('postgres', "CREATE TABLESPACE elsewhere LOCATION '$place'; SELECT 1");
 
+# The server waits five seconds for others to leave a database, which a busy
+# machine may need to run the one that has to. So it may be asked again; without
+# making way it would be refused for all of the ten minutes.
+sub succeeds
+{
+	my ($command) = @_;
+	my $result;
+
+	foreach (1 .. 6)
+	{
+		$result = Wire->connect($node)->query($command);
+		last unless $result->code eq '55006';
+	}
+	diag($result->message) if $result->code;
+	return $result->code eq '';
+}
+
+# Of the log, but for those refusals.
+sub troubles_but_refusals
+{
+	my ($from) = @_;
+
+	return grep { !/is being accessed by other users/ } troubles($node, $from);
+}
+
 foreach my $case (
 	[ 'DROP DATABASE', 'DROP DATABASE dropped', 'dropped' ],
 	[ 'CREATE DATABASE ... TEMPLATE', 'CREATE DATABASE copy TEMPLATE copied', 'copied' ],
@@ -35,18 +60,16 @@ foreach my $case (
 
 	new_database($node, $database, 40_000);
 	my $pid = slow_run($node, $database);
-	my $wire = Wire->connect($node);
-	# The server itself gives up after five seconds.
-	is_within(5, sub { my $result = $wire->query($command); diag($result->message) if $result->code; return $result->code eq '' },
-		"$name during a run");
-	ok(wait_until(sub { !kill 0, $pid }, 5), "$name: the process has left");
-	is(scalar(troubles($node, $log)), 0, "$name: nothing in the log") or diag(troubles($node, $log));
+
+	ok(succeeds($command), "$name during a run");
+	ok(wait_until(sub { !kill 0, $pid }), "$name: the process has left");
+	is(scalar(troubles_but_refusals($log)), 0, "$name: nothing in the log") or diag(troubles($node, $log));
 	$called //= $database;
 	next if $name eq 'DROP DATABASE';
 	isnt(keys_left($node, $called), 0, "$name: it left with work undone");
 	cmp_ok($node->safe_psql($called, 'SELECT count(*) FROM idempotency.idempotency_keys'), '<', 40_000, "$name: and some of it done");
 	# Or the next round would be busy there.
-	$node->safe_psql('postgres', "DROP DATABASE IF EXISTS $_") foreach $called, 'copy';
+	succeeds("DROP DATABASE IF EXISTS $_") foreach $called, 'copy';
 }
 
 # During a run that begins over and over.
@@ -55,10 +78,10 @@ my $wire = Wire->connect($node);
 foreach my $i (1 .. 3)
 {
 	$wire->ok('SELECT idempotency.request_cleanup()');
-	is($wire->query("CREATE DATABASE copy$i TEMPLATE busy")->code, '', "copied while a process may be starting there, $i");
-	is($wire->query("DROP DATABASE copy$i")->code, '', "and the copy dropped, $i");
+	ok(succeeds("CREATE DATABASE copy$i TEMPLATE busy"), "copied while a process may be starting there, $i");
+	ok(succeeds("DROP DATABASE copy$i"), "and the copy dropped, $i");
 }
-$node->safe_psql('postgres', 'DROP DATABASE busy');
+succeeds('DROP DATABASE busy');
 
 # DROP DATABASE ... FORCE ends the process.
 new_database($node, 'forced', 40_000);
@@ -69,10 +92,10 @@ is(Wire->connect($node)->query('DROP DATABASE forced WITH (FORCE)')->code, '', '
 new_database($node, 'without', 40_000);
 my $pid = slow_run($node, 'without');
 my $log = -s $node->logfile;
-is_within(5, sub { Wire->connect($node, database => 'without')->query('DROP EXTENSION idempotency')->code eq '' },
+is_within(60, sub { Wire->connect($node, database => 'without')->query('DROP EXTENSION idempotency')->code eq '' },
 	'DROP EXTENSION during a run');
-ok(wait_until(sub { !kill 0, $pid }, 10), 'DROP EXTENSION: the process has left');
-is(scalar(troubles($node, $log)), 0, 'DROP EXTENSION: nothing in the log') or diag(troubles($node, $log));
+ok(wait_until(sub { !kill 0, $pid }), 'DROP EXTENSION: the process has left');
+is(scalar(troubles_but_refusals($log)), 0, 'DROP EXTENSION: nothing in the log') or diag(troubles($node, $log));
 unlike(server_log($node, $log), qr/could not clean up/, 'DROP EXTENSION: no failure');
 
 my $owner = Wire->connect($node, database => 'without');
@@ -82,10 +105,10 @@ $pid = slow_run($node, 'without');
 $log = -s $node->logfile;
 $owner->ok('BEGIN; DROP EXTENSION idempotency');
 my $watch = Wire->connect($node);
-ok(wait_until(sub { $watch->ok("SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $pid")->value // '' eq 't' }, 10),
+ok(wait_until(sub { ($watch->ok("SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $pid")->value // '') eq 't' }),
 	'a batch waits for a DROP EXTENSION that is not committed');
 $owner->ok('COMMIT');
-ok(wait_until(sub { !kill 0, $pid }, 10), 'and leaves when it is');
+ok(wait_until(sub { !kill 0, $pid }), 'and leaves when it is');
 is($node->safe_psql('postgres', 'SELECT 1'), 1, 'the server is well');
 unlike(server_log($node, $log), qr/PANIC|terminated by signal|TRAP/, 'nothing crashed');
 note(server_log($node, $log));

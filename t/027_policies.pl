@@ -100,7 +100,7 @@ sub is_seen
 
 	# Applied at some time; from then on the next claim knows.
 	ok(wait_until(sub { $b->ok("SELECT count(*) FROM idempotency.effective_policies WHERE operation = 'op' AND ttl_seconds = $hours * 3600")->value
-		+ ($hours == 24 ? !$b->ok("SELECT count(*) FROM idempotency.policies WHERE operation = 'op'")->value : 0) }, 30), "$what: applied");
+		+ ($hours == 24 ? !$b->ok("SELECT count(*) FROM idempotency.policies WHERE operation = 'op'")->value : 0) }), "$what: applied");
 	is(hours($a), $hours, "$what: seen");
 	return;
 }

@@ -115,7 +115,7 @@ foreach my $case ([ 'over a connection', $node ], [ 'in a background process', $
 	my ($what, $server) = @$case;
 	my $look = Wire->connect($server);
 
-	ok(wait_until(sub { $look->ok("SELECT count(*) FROM cron.job_run_details WHERE status IN ('succeeded', 'failed')")->value > 0 }, 130),
+	ok(wait_until(sub { $look->ok("SELECT count(*) FROM cron.job_run_details WHERE status IN ('succeeded', 'failed')")->value > 0 }),
 		"$what: the job ran");
 	is($look->ok('SELECT status FROM cron.job_run_details ORDER BY runid LIMIT 1')->value, 'succeeded', "$what: it succeeded")
 	  or diag($look->ok('SELECT return_message FROM cron.job_run_details ORDER BY runid LIMIT 1')->value);

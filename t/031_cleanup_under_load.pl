@@ -70,10 +70,10 @@ EOS
 
 my $runs = last_run($node, 'postgres');
 $node->command_ok(
-	[ 'pgbench', '-n', '-T', '6', '-c', '4', '-j', '2', '-M', 'simple',
+	[ 'pgbench', '-n', '-t', '2000', '-c', '4', '-j', '2', '-M', 'simple',
 		'-f', "$scripts/reclaim.sql\@3", '-f', "$scripts/takeover.sql\@3", '-f', "$scripts/leased.sql\@3", 'postgres' ],
 	'claims go on while clean-up deletes');
-ok(wait_until(sub { last_run($node, 'postgres') > $runs + 1 }, 30), 'clean-up comes to its end');
+ok(wait_until(sub { last_run($node, 'postgres') > $runs + 1 }), 'clean-up comes to its end');
 cleaned_again($node, 'postgres');
 
 is($wire->ok('SELECT string_agg(DISTINCT kind, \' \') FROM precious p WHERE NOT EXISTS (

@@ -1,5 +1,6 @@
 
-# The examples run, and check what they show. An example whose interpreter or
+# The examples run, and check what they show, though they lose connections in
+# the middle of a charge (lib/LossyProxy.pm). An example whose interpreter or
 # driver is not there is skipped.
 
 use strict;
@@ -9,6 +10,7 @@ use FindBin;
 use lib "$FindBin::RealBin/lib";
 
 use Extension;
+use LossyProxy;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -37,19 +39,22 @@ foreach my $language (sort keys %needs)
 {
   SKIP:
 	{
-		skip "$language: its interpreter or its driver is not there", 2
+		skip "$language: its interpreter or its driver is not there", 4
 		  if system("( $needs{$language} ) >/dev/null 2>&1") != 0;
 
-		local $ENV{PGHOST} = $node->host;
 		local $ENV{PGPORT} = $node->port;
 		local $ENV{PGUSER} = 'app';
 		local $ENV{PGDATABASE} = $database;
 
 		foreach my $time ('first', 'second')
 		{
+			my $proxy = LossyProxy->start($node, PostgreSQL::Test::Utils::tempdir_short());
+			local $ENV{PGHOST} = $proxy->host;
 			my $output = `'$examples/$language/run' 2>&1`;
 
 			ok($? == 0 && $output =~ /^all well$/m, "$language: $time run") or diag($output);
+			is($proxy->lost, 'lost-claim lost-booking lost-commit', "$language: $time run, with lost connections");
+			$proxy->stop;
 		}
 	}
 }

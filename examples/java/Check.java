@@ -125,6 +125,14 @@ public class Check {
         check("held stays held", shop.postCharge(Check::charge, "java", "c-4", 8).status(), 409);
         check("three charges in all", charges.size(), 3);
 
+        // The connection is lost, where t/060_examples.pl stands in between: before the answer to the claim, in the
+        // middle of the booking, and before the answer to its commit.
+        for (String lost : List.of("lost-claim", "lost-booking", "lost-commit")) {
+            check(lost, shop.postCharge(Check::charge, "java", lost, 1).status(), 201);
+        }
+        check("each charged once", charges.size(), 6);
+        check("and booked once", one(source, "SELECT count(*) FROM example_java.payments WHERE amount = 1"), "3");
+
         // A person asks the network with the same key, hears that it was charged, and records that.
         String charged = charges.get(one(source, "SELECT idempotency.effect_key('java', 'POST /charges', 'c-4', 'charge')"));
         one(source, "SELECT idempotency.complete(scope, operation, key, 201, '" + charged + "', token => token)"

@@ -3,6 +3,8 @@ import java.sql.PreparedStatement;
 import java.sql.ResultSet;
 import java.sql.SQLException;
 import java.util.UUID;
+import java.util.concurrent.ExecutionException;
+import java.util.concurrent.FutureTask;
 import javax.sql.DataSource;
 
 /** Three handlers of a small shop, safe to repeat. */
@@ -56,6 +58,51 @@ public class Shop {
                 }
             }
         }
+    }
+
+    /** The connection is lost, and whether the server did what it was asked for is not known. */
+    private static boolean isLost(SQLException e) {
+        String state = String.valueOf(e.getSQLState());
+        return state.startsWith("08") || state.startsWith("57P");
+    }
+
+    private interface Answering {
+        Answer answer() throws SQLException;
+    }
+
+    /** Again if it lost its connection. It has to begin with a claim, which tells what became of the last time. */
+    private static Answer despiteLostConnections(Answering work) throws SQLException {
+        for (int attempt = 1;; attempt++) {
+            try {
+                return work.answer();
+            } catch (SQLException e) {
+                if (!isLost(e) || attempt == 5) {
+                    throw e;
+                }
+                try {
+                    Thread.sleep(100 * attempt);
+                } catch (InterruptedException interrupted) {
+                    Thread.currentThread().interrupt();
+                    throw e;
+                }
+            }
+        }
+    }
+
+    /** Asks the network once, whatever it leads to. */
+    private static Network once(Network network) {
+        FutureTask<?>[] asked = new FutureTask<?>[1];
+        return (key, amount) -> {
+            if (asked[0] == null) {
+                asked[0] = new FutureTask<>(() -> network.charge(key, amount));
+                asked[0].run();
+            }
+            try {
+                return (String) asked[0].get();
+            } catch (ExecutionException e) {
+                throw (Exception) e.getCause();
+            }
+        };
     }
 
     /** A statement that returns one row, with the first column as text. */
@@ -114,15 +161,25 @@ public class Shop {
         });
     }
 
-    /** POST /charges: somebody else is asked, so the claim is committed first. */
+    /**
+     * POST /charges: somebody else is asked, so the claim is committed first.
+     *
+     * Whatever the connection was lost at, the same claim id tells: "claimed" again, with the same token, if the claim
+     * is still open; "replay" if the answer was recorded.
+     */
     public Answer postCharge(Network network, String account, String header, int amount) throws SQLException {
         String key = keyOf(header);
         if (key == null) {
             return new Answer(400, "", "Idempotency-Key is missing");
         }
 
-        // The lease is longer than the network's time-out with all retries;
-        // the claim id is fresh for each attempt.
+        UUID claimId = UUID.randomUUID(); // fresh for each request, the same for its repeats
+        Network asked = once(network);
+        return despiteLostConnections(() -> charge(asked, account, key, amount, claimId));
+    }
+
+    private Answer charge(Network network, String account, String key, int amount, UUID claimId) throws SQLException {
+        // The lease is longer than the network's time-out with all retries.
         long token;
         String effectKey;
         try (Connection connection = source.getConnection(); // autocommit: the claim is committed when it returns
@@ -136,7 +193,7 @@ public class Shop {
             statement.setString(3, account);
             statement.setString(4, key);
             statement.setString(5, "{\"amount\": " + amount + "}");
-            statement.setObject(6, UUID.randomUUID());
+            statement.setObject(6, claimId);
             try (ResultSet claim = statement.executeQuery()) {
                 claim.next();
                 if (!claim.getString("outcome").equals("claimed")) {

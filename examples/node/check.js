@@ -3,7 +3,6 @@
 // Runs shop.js against the database that the PG* variables name.
 
 const assert = require('assert');
-const { Pool } = require('pg');
 const shop = require('./shop');
 
 /** A card network that honours the key that it is given. */
@@ -14,6 +13,7 @@ class Network {
   async charge(key) {
     if (this.mood === 'refused') throw new shop.NothingSent('connection refused');
     if (this.mood === 'declined') throw new shop.Declined('card declined');
+    if (this.mood === 'fatal') await this.terminateBackends();
     if (!this.charges.has(key)) this.charges.set(key, `ch_${this.charges.size + 1}`);
     if (this.mood === 'silent') throw new Error('no answer');
     return this.charges.get(key);
@@ -23,6 +23,11 @@ class Network {
 function check(what, got, expected) {
   assert.deepStrictEqual(got, expected, `FAILED ${what}: got ${JSON.stringify(got)}`);
   console.log(`ok  ${what}`);
+}
+
+/** Whether the process hears that its idle connections were ended. */
+async function connectionsEnded(pool) {
+  while (pool.totalCount > 0) await new Promise((resolve) => { setTimeout(resolve, 10); });
 }
 
 async function main(pool) {
@@ -70,6 +75,21 @@ async function main(pool) {
   check('held stays held', (await charge('c-4', 8)).status, 409);
   check('three charges in all', network.charges.size, 3);
 
+  // The connection is lost: while the network is asked, and (where t/060_examples.pl stands in between) before the
+  // answer to the claim, in the middle of the booking, and before the answer to its commit.
+  network.terminateBackends = async () => {
+    const other = shop.openPool({ application_name: 'example_node check' });
+    await other.query(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'example_node'`);
+    await other.end();
+    await connectionsEnded(pool);
+  };
+  network.mood = 'fatal';
+  check('terminated', (await charge('lost-connection', 1)).status, 201);
+  network.mood = 'well';
+  for (const lost of ['lost-claim', 'lost-booking', 'lost-commit']) check(lost, (await charge(lost, 1)).status, 201);
+  check('each charged once', network.charges.size, 7);
+  check('and booked once', await one('SELECT count(*) FROM example_node.payments WHERE amount = 1'), '4');
+
   // A person asks the network with the same key, hears that it was charged, and records that.
   const effectKey = await one(`SELECT idempotency.effect_key('node', 'POST /charges', 'c-4', 'charge')`);
   const token = await one(`SELECT token FROM idempotency.abandoned WHERE scope = 'node' AND key = 'c-4'`);
@@ -89,7 +109,7 @@ async function main(pool) {
   console.log('all well');
 }
 
-const pool = new Pool();
+const pool = shop.openPool({ application_name: 'example_node' });
 main(pool).finally(() => pool.end()).catch((error) => {
   console.error(error.message);
   process.exitCode = 1;

@@ -3,6 +3,8 @@
 // Three handlers of a small shop, safe to repeat.
 
 const { randomUUID } = require('crypto');
+const { setTimeout: sleep } = require('timers/promises');
+const { DatabaseError, Pool } = require('pg');
 
 /** The request to the card network was never sent. */
 class NothingSent extends Error {}
@@ -16,10 +18,35 @@ function keyOf(header) {
   return key || null;
 }
 
+/** A pool that survives the loss of an idle connection: an "error" that nobody listens to ends the process. */
+function openPool(config) {
+  return new Pool(config).on('error', () => {});
+}
+
+/** The connection is lost, and whether the server did what it was asked for is not known. */
+function isLost(error) {
+  return !(error instanceof DatabaseError) || /^(08|57P)/.test(error.code);
+}
+
+/** Runs work, again if it lost its connection. It has to begin with a claim, which tells what became of the last time. */
+async function despiteLostConnections(work, attempts = 5) {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await work();
+    } catch (error) {
+      if (!isLost(error) || attempt === attempts) throw error;
+      await sleep(100 * attempt);
+    }
+  }
+}
+
 /** Runs work in a transaction, again where the server asks for that. */
 async function transaction(pool, work, attempts = 5) {
   for (let attempt = 1; ; attempt++) {
     const client = await pool.connect();
+    // The pool listens to idle connections only. Who uses this one hears of its loss from the next query.
+    const listener = () => {};
+    client.on('error', listener);
     let broken;
     try {
       await client.query('BEGIN');
@@ -30,6 +57,7 @@ async function transaction(pool, work, attempts = 5) {
       await client.query('ROLLBACK').catch((e) => { broken = e; });
       if (!['40001', '40P01'].includes(error.code) || attempt === attempts) throw error;
     } finally {
+      client.off('error', listener);
       client.release(broken);
     }
   }
@@ -71,24 +99,35 @@ async function postOrder(pool, account, header, body) {
   });
 }
 
-/** POST /charges: somebody else is asked, so the claim is committed first. */
+/**
+ * POST /charges: somebody else is asked, so the claim is committed first.
+ *
+ * Whatever the connection was lost at, the same claim id tells: "claimed" again, with the same token, if the claim
+ * is still open; "replay" if the answer was recorded.
+ */
 async function postCharge(pool, network, account, header, body) {
   const key = keyOf(header);
   if (key === null) return { status: 400, headers: {}, body: 'Idempotency-Key is missing' };
 
+  const attempt = { claimId: randomUUID(), asked: null }; // fresh for each request, the same when repeated
+  return despiteLostConnections(() => charge(pool, network, account, key, body, attempt));
+}
+
+async function charge(pool, network, account, key, body, attempt) {
   // One statement, committed when it returns. The lease is longer than the
-  // network's time-out with all retries; the claim id is fresh for each attempt.
+  // network's time-out with all retries.
   const claim = (await pool.query(
     `SELECT outcome, response_status, response_body, retry_after_ms, token,
             idempotency.effect_key($1, 'POST /charges', $2, 'charge') AS effect_key
        FROM idempotency.claim($1, 'POST /charges', $2, request => $3,
                               lease => '2 min', claim_id => $4, hold_if_abandoned => true)`,
-    [account, key, JSON.stringify(body), randomUUID()])).rows[0];
+    [account, key, JSON.stringify(body), attempt.claimId])).rows[0];
   if (claim.outcome !== 'claimed') return answerWithoutWork(claim);
 
-  let charge;
+  let charged;
   try {
-    charge = await network.charge(claim.effect_key, body.amount);
+    attempt.asked ??= network.charge(claim.effect_key, body.amount); // once, whatever it leads to
+    charged = await attempt.asked;
   } catch (error) {
     if (error instanceof NothingSent) { // we know that nothing happened
       await pool.query(`SELECT idempotency.fail($1, 'POST /charges', $2, error => $3, token => $4)`,
@@ -106,10 +145,10 @@ async function postCharge(pool, network, account, header, body) {
     return { status: 409, headers: {}, body: 'the outcome is being looked into' };
   }
 
-  const answer = JSON.stringify({ charge });
+  const answer = JSON.stringify({ charge: charged });
   await transaction(pool, async (client) => { // the row and the answer, together
     await client.query('INSERT INTO example_node.payments (account, charge, amount) VALUES ($1, $2, $3)',
-      [account, charge, body.amount]);
+      [account, charged, body.amount]);
     await client.query(`SELECT idempotency.complete($1, 'POST /charges', $2, 201, $3, token => $4)`,
       [account, key, answer, claim.token]);
   });
@@ -128,4 +167,4 @@ async function onEvent(pool, event) {
   });
 }
 
-module.exports = { NothingSent, Declined, postOrder, postCharge, onEvent };
+module.exports = { openPool, NothingSent, Declined, postOrder, postCharge, onEvent };

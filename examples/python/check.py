@@ -37,7 +37,11 @@ def one(connection, statement, *values):
         return cursor.fetchone()[0]
 
 
-connection = psycopg2.connect('')
+def connect():
+    return psycopg2.connect('')
+
+
+connection = connect()
 with connection, connection.cursor() as cursor:
     cursor.execute("""
         SET client_min_messages = warning;
@@ -51,15 +55,15 @@ with connection, connection.cursor() as cursor:
 
 # 1. the HTTP handler
 key = '"8e03978e-40d5-43dd-bc93-6894a57f9324"'
-check('first request', shop.post_order(connection, 'python', key, {'item': 7}), (201, {}, '{"order": 1}'))
-check('repeat, without quotes', shop.post_order(connection, 'python', key.strip('"'), {'item': 7}),
+check('first request', shop.post_order(connect, 'python', key, {'item': 7}), (201, {}, '{"order": 1}'))
+check('repeat, without quotes', shop.post_order(connect, 'python', key.strip('"'), {'item': 7}),
       (201, {'Idempotent-Replayed': 'true'}, '{"order": 1}'))
-check('another request', shop.post_order(connection, 'python', key, {'item': 8})[0], 422)
-check('no key', shop.post_order(connection, 'python', None, {'item': 8})[0], 400)
+check('another request', shop.post_order(connect, 'python', key, {'item': 8})[0], 422)
+check('no key', shop.post_order(connect, 'python', None, {'item': 8})[0], 400)
 
 answers = []
 threads = [threading.Thread(target=lambda: answers.append(
-    shop.post_order(psycopg2.connect(''), 'python', 'at-once', {'item': 9}))) for _ in range(4)]
+    shop.post_order(connect, 'python', 'at-once', {'item': 9}))) for _ in range(4)]
 for thread in threads:
     thread.start()
 for thread in threads:
@@ -70,33 +74,40 @@ check('two orders in all', one(connection, 'SELECT count(*) FROM example_python.
 
 # 2. the charge
 network = Network()
-check('charge', shop.post_charge(connection, network, 'python', 'c-1', {'amount': 5}), (201, {}, '{"charge": "ch_1"}'))
-check('repeat', shop.post_charge(connection, network, 'python', 'c-1', {'amount': 5})[:2],
+check('charge', shop.post_charge(connect, network, 'python', 'c-1', {'amount': 5}), (201, {}, '{"charge": "ch_1"}'))
+check('repeat', shop.post_charge(connect, network, 'python', 'c-1', {'amount': 5})[:2],
       (201, {'Idempotent-Replayed': 'true'}))
 network.mood = 'refused'
-check('nothing sent', shop.post_charge(connection, network, 'python', 'c-2', {'amount': 6})[0], 503)
+check('nothing sent', shop.post_charge(connect, network, 'python', 'c-2', {'amount': 6})[0], 503)
 network.mood = 'well'
-check('so it may be tried again', shop.post_charge(connection, network, 'python', 'c-2', {'amount': 6})[0], 201)
+check('so it may be tried again', shop.post_charge(connect, network, 'python', 'c-2', {'amount': 6})[0], 201)
 network.mood = 'declined'
-check('declined', shop.post_charge(connection, network, 'python', 'c-3', {'amount': 7})[0], 402)
+check('declined', shop.post_charge(connect, network, 'python', 'c-3', {'amount': 7})[0], 402)
 network.mood = 'well'
-check('declined stays declined', shop.post_charge(connection, network, 'python', 'c-3', {'amount': 7})[0], 402)
+check('declined stays declined', shop.post_charge(connect, network, 'python', 'c-3', {'amount': 7})[0], 402)
 network.mood = 'silent'
-check('no answer: held', shop.post_charge(connection, network, 'python', 'c-4', {'amount': 8})[0], 409)
+check('no answer: held', shop.post_charge(connect, network, 'python', 'c-4', {'amount': 8})[0], 409)
 network.mood = 'well'
-check('held stays held', shop.post_charge(connection, network, 'python', 'c-4', {'amount': 8})[0], 409)
+check('held stays held', shop.post_charge(connect, network, 'python', 'c-4', {'amount': 8})[0], 409)
 check('three charges in all', len(network.charges), 3)
+
+# The connection is lost, where t/060_examples.pl stands in between: before the answer to the claim, in the middle of
+# the booking, and before the answer to its commit.
+for lost in 'lost-claim', 'lost-booking', 'lost-commit':
+    check(lost, shop.post_charge(connect, network, 'python', lost, {'amount': 1})[0], 201)
+check('each charged once', len(network.charges), 6)
+check('and booked once', one(connection, 'SELECT count(*) FROM example_python.payments WHERE amount = 1'), 3)
 
 # A person asks the network with the same key, hears that it was charged, and records that.
 effect_key = one(connection, "SELECT idempotency.effect_key('python', 'POST /charges', 'c-4', 'charge')")
 token = one(connection, "SELECT token FROM idempotency.abandoned WHERE scope = 'python' AND key = 'c-4'")
 one(connection, "SELECT idempotency.complete('python', 'POST /charges', 'c-4', 201, %s, token => %s)",
     network.charges[effect_key], token)
-check('decided', shop.post_charge(connection, network, 'python', 'c-4', {'amount': 8})[2], 'ch_3')
+check('decided', shop.post_charge(connect, network, 'python', 'c-4', {'amount': 8})[2], 'ch_3')
 
 # 3. the webhook
-check('event', shop.on_event(connection, {'id': 'evt_python', 'amount': 3}), True)
-check('again', shop.on_event(connection, {'id': 'evt_python', 'amount': 3}), False)
+check('event', shop.on_event(connect, {'id': 'evt_python', 'amount': 3}), True)
+check('again', shop.on_event(connect, {'id': 'evt_python', 'amount': 3}), False)
 check('booked once', one(connection, 'SELECT count(*) FROM example_python.ledger'), 1)
 
 # 4. autocommit: the claim would end with its own statement

@@ -2,7 +2,9 @@
 
 import json
 import math
+import time
 import uuid
+from contextlib import closing
 
 import psycopg2
 from psycopg2 import errors
@@ -28,15 +30,32 @@ def key_of(header):
     return key or None
 
 
-def retried(work, connection, attempts=5):
+def retried(work, connect, attempts=5):
     """Runs work in a transaction, again where the server asks for that."""
     for attempt in range(attempts):
         try:
-            with connection, connection.cursor() as cursor:
-                return work(cursor)
+            with closing(connect()) as connection:
+                with connection, connection.cursor() as cursor:
+                    return work(cursor)
         except RETRY:
             if attempt == attempts - 1:
                 raise
+
+
+def is_lost(error):
+    """The connection is lost, and whether the server did what it was asked for is not known."""
+    return error.pgcode is None or error.pgcode.startswith(('08', '57P'))
+
+
+def despite_lost_connections(work, attempts=5):
+    """Runs work, again if it lost its connection. It has to begin with a claim, which tells what became of the last time."""
+    for attempt in range(1, attempts + 1):
+        try:
+            return work()
+        except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+            if not is_lost(error) or attempt == attempts:
+                raise
+            time.sleep(0.1 * attempt)
 
 
 def answer_without_work(claim):
@@ -53,7 +72,7 @@ def answer_without_work(claim):
     raise ValueError(outcome)  # never go on with what is not known
 
 
-def post_order(connection, account, header, body):
+def post_order(connect, account, header, body):
     """POST /orders: nothing but SQL, so all of it is one transaction."""
     key = key_of(header)
     if key is None:
@@ -74,16 +93,43 @@ def post_order(connection, account, header, body):
         cursor.execute("SELECT idempotency.complete(%s, 'POST /orders', %s, 201, %s)", (account, key, answer))
         return 201, {}, answer
 
-    return retried(work, connection)
+    return retried(work, connect)
 
 
-def post_charge(connection, network, account, header, body):
-    """POST /charges: somebody else is asked, so the claim is committed first."""
+def post_charge(connect, network, account, header, body):
+    """POST /charges: somebody else is asked, so the claim is committed first.
+
+    Whatever the connection was lost at, the same claim id tells: "claimed" again, with the same token, if the claim is
+    still open; "replay" if the answer was recorded.
+    """
     key = key_of(header)
     if key is None:
         return 400, {}, 'Idempotency-Key is missing'
-    claim_id = str(uuid.uuid4())  # fresh for each attempt: a lost answer can be asked for again
+    claim_id = str(uuid.uuid4())  # fresh for each request, the same for its repeats
+    asked = Asked(network)
+    return despite_lost_connections(lambda: charge_once(connect, asked, account, key, body, claim_id))
 
+
+class Asked:
+    """Asks the network once, whatever it leads to."""
+
+    def __init__(self, network):
+        self.network = network
+        self.outcome = None
+
+    def charge(self, key, amount):
+        if self.outcome is None:
+            try:
+                self.outcome = self.network.charge(key, amount), None
+            except Exception as error:
+                self.outcome = None, error
+        charge, error = self.outcome
+        if error is not None:
+            raise error
+        return charge
+
+
+def charge_once(connect, network, account, key, body, claim_id):
     # The lease is longer than the network's time-out with all retries.
     def begin(cursor):
         cursor.execute(
@@ -94,14 +140,14 @@ def post_charge(connection, network, account, header, body):
             {'account': account, 'key': key, 'body': json.dumps(body), 'claim_id': claim_id})
         return cursor.fetchone()
 
-    *claim, token, effect_key = retried(begin, connection)  # committed here
+    *claim, token, effect_key = retried(begin, connect)  # committed here
     if claim[0] != 'claimed':
         return answer_without_work(claim)
 
     def end(statement, *values):
         def work(cursor):
             cursor.execute(f"SELECT idempotency.{statement}", (account, key, *values, token))
-        retried(work, connection)
+        retried(work, connect)
 
     try:
         charge = network.charge(effect_key, body['amount'])
@@ -123,11 +169,11 @@ def post_charge(connection, network, account, header, body):
         cursor.execute("SELECT idempotency.complete(%s, 'POST /charges', %s, 201, %s, token => %s)",
                        (account, key, answer, token))
 
-    retried(book, connection)
+    retried(book, connect)
     return 201, {}, answer
 
 
-def on_event(connection, event):
+def on_event(connect, event):
     """A webhook: once, in the transaction that books it."""
 
     def work(cursor):
@@ -138,4 +184,4 @@ def on_event(connection, event):
                            (event['id'], event['amount']))
         return first
 
-    return retried(work, connection)
+    return retried(work, connect)

@@ -1,5 +1,6 @@
 -- POST /charges: somebody else is asked, so the claim is committed first.
--- Variables: account, key, body, mood (how the network fares: well, refused, silent)
+-- Variables: account, key, body, claim_id (fresh for each request, the same when it is repeated because the
+-- connection was lost), mood (how the network fares: well, refused, silent)
 
 -- One statement, committed when it returns.
 SELECT outcome, outcome = 'claimed' AS claimed, token, coalesce(response_body, '') AS body_out,
@@ -7,7 +8,7 @@ SELECT outcome, outcome = 'claimed' AS claimed, token, coalesce(response_body, '
 	   idempotency.effect_key(:'account', 'POST /charges', :'key', 'charge') AS effect_key,
 	   :'mood' = 'well' AS well, :'mood' = 'refused' AS refused, CAST(:'body' AS jsonb)->>'amount' AS amount
   FROM idempotency.claim(:'account', 'POST /charges', :'key', request => :'body',
-						 lease => '2 min', claim_id => gen_random_uuid(), hold_if_abandoned => true) \gset
+						 lease => '2 min', claim_id => :'claim_id', hold_if_abandoned => true) \gset
 \if :claimed
 	-- the outside world, outside of any transaction of ours
 	INSERT INTO example_sql.network SELECT :'effect_key', :amount WHERE NOT :'refused' ON CONFLICT DO NOTHING;

@@ -13,20 +13,15 @@ use strict;
 use warnings;
 
 use Carp;
+use Extension;
 use IO::Socket::UNIX;
-use POSIX ();
 
 sub start
 {
 	my ($class, $path) = @_;
 	my $listener = IO::Socket::UNIX->new(Local => $path, Listen => 100) or croak "could not listen: $!";
-	my $pid = fork // croak "could not fork: $!";
+	my $pid = in_child(sub { serve($listener); return 0; });
 
-	if ($pid == 0)
-	{
-		serve($listener);
-		POSIX::_exit(0);
-	}
 	return bless { path => $path, pid => $pid }, $class;
 }
 

@@ -37,7 +37,7 @@ sub script
 	my ($way, $connections) = @_;
 	my $headers = q{'[["Set-Cookie", "a"], ["Set-Cookie", "b"]]'};
 	my $next_key = "SELECT nextval('calls') / $connections AS round \\gset\n";
-	my $more = $way eq 'lease' ? ", lease => '1 min'" : $way eq 'waiting' ? ", wait => '1 min'" : '';
+	my $more = $way eq 'lease' ? ", lease => '1 hour'" : $way eq 'waiting' ? ", wait => '1 min'" : '';
 	my $claim = qq{
 		SELECT quote_literal(outcome) AS outcome, outcome = 'claimed' AS mine,
 			coalesce(token::text, 'NULL') AS token,

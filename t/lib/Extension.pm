@@ -12,12 +12,16 @@ use Exporter qw(import);
 use File::Basename qw(dirname);
 use File::Copy qw(copy);
 use File::Path qw(make_path);
+use POSIX ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Time::HiRes qw(sleep time);
 
 our @EXPORT = qw(new_server build_library use_library key_locks server_log troubles
-  wait_until replay_of status_of);
+  wait_until in_child replay_of status_of);
+
+# A server that starts on a busy machine takes its time.
+$ENV{PGCTLTIMEOUT} //= $PostgreSQL::Test::Utils::timeout_default;
 
 # objsubid of the extension's locks in pg_locks; see src/locks.c.
 our $lock_class = 18756;
@@ -87,11 +91,13 @@ sub troubles
 	return grep { /(ERROR|FATAL|PANIC|WARNING):/ } split /^/, server_log(@_);
 }
 
-# Looks again until the condition is true; false if it never is.
+# Looks again until the condition is true; false if it never is. How long that
+# may take is nobody's business: a bound is there for what never comes, and a
+# busy machine is slow.
 sub wait_until
 {
-	my ($condition, $seconds) = @_;
-	my $deadline = time + ($seconds // $PostgreSQL::Test::Utils::timeout_default);
+	my ($condition) = @_;
+	my $deadline = time + $PostgreSQL::Test::Utils::timeout_default;
 
 	while (!$condition->())
 	{
@@ -99,6 +105,22 @@ sub wait_until
 		sleep 0.01;
 	}
 	return 1;
+}
+
+# Runs it in a process of its own, and returns the process id. The child is not
+# a second test: it keeps no signal handler (from PostgreSQL 16 on the test
+# library dies of SIGTERM) and runs no END block, which would stop the servers.
+sub in_child
+{
+	my ($work) = @_;
+	my $pid = fork // croak "could not fork: $!";
+
+	return $pid if $pid;
+	$SIG{$_} = 'DEFAULT' foreach qw(HUP INT QUIT TERM);
+	my $status = eval { $work->() };
+
+	print STDERR "# $@" if $@;
+	POSIX::_exit($@ ? 1 : $status);
 }
 
 # The recorded body of a key, or undef; the status of a key, or 'absent'.

@@ -48,6 +48,9 @@ sub claim
 	return \%claim;
 }
 
+# How many claims were recorded.
+sub claims { return scalar @{ $_[0]{claims} }; }
+
 sub ending
 {
 	my ($self, %ending) = @_;

@@ -74,29 +74,35 @@ sub request_round
 	my ($node, $database) = @_;
 
 	return wait_until(sub {
-		$node->safe_psql($database // 'postgres', 'SELECT idempotency.request_cleanup()') eq 't' }, 30);
+		$node->safe_psql($database // 'postgres', 'SELECT idempotency.request_cleanup()') eq 't' });
 }
 
-# Asks for a round, and waits until it has come to these databases.
+# Asks for a round, and waits until it has come to these databases. One that was
+# under way already may have seen less than there is now, and does not count.
 sub cleaned_again
 {
 	my ($node, @databases) = @_;
-	my %before = map { $_ => last_run($node, $_) } @databases;
+	my $asked_at = $node->safe_psql('postgres', 'SELECT clock_timestamp()');
 
 	request_round($node, $databases[0]) or return 0;
 	foreach my $database (@databases)
 	{
-		wait_until(sub { last_run($node, $database) > $before{$database} }, 30) or return 0;
+		wait_until(sub {
+			$node->safe_psql($database, "SELECT COALESCE(max(started_at) > '$asked_at', false) FROM idempotency.cleanup_runs") eq 't'
+		}) or return 0;
 	}
 	return 1;
 }
 
+# Of the launcher, as soon as there is one.
 sub launcher_pid
 {
 	my ($node) = @_;
+	my $pid;
 
-	return $node->safe_psql('postgres',
-		"SELECT pid FROM pg_stat_activity WHERE backend_type = 'idempotency launcher'");
+	wait_until(sub {
+		$pid = $node->safe_psql('postgres', "SELECT pid FROM pg_stat_activity WHERE backend_type = 'idempotency launcher'") });
+	return $pid;
 }
 
 sub cleaner_pid
@@ -107,20 +113,23 @@ sub cleaner_pid
 		"SELECT pid FROM pg_stat_activity WHERE backend_type = 'idempotency cleanup' AND datname = '$database'");
 }
 
-# Begins a run in a database that lasts, and returns the process. For servers
-# with tiny batches.
+# Begins a run in a database that lasts, and returns the process, which has
+# already deleted something. For servers with tiny batches.
 sub slow_run
 {
 	my ($node, $database) = @_;
 	my $pid;
 
+	my $before = keys_left($node, $database);
+
 	request_round($node);
-	wait_until(sub { $pid = cleaner_pid($node, $database) }, 30)
+	wait_until(sub { keys_left($node, $database) < $before && ($pid = cleaner_pid($node, $database)) })
 	  or croak "no clean-up of $database";
 	return $pid;
 }
 
-# The seconds that something took, at most so many.
+# The seconds that something took, at most so many: a bound that a busy machine
+# keeps, and that what should not happen would exceed by far.
 sub is_within
 {
 	my ($seconds, $action, $what) = @_;
