@@ -19,7 +19,8 @@
  * key that is there already, the rest of the batch is looked for.
  *
  * All that is done past SQL, so only where an INSERT would do no more than that;
- * see is_plain(). Otherwise there is the INSERT.
+ * see idem_table_is_plain() and is_unconstrained(). Otherwise there is the INSERT.
+ * What can go wrong here says nothing of a row.
  *
  *-------------------------------------------------------------------------
  */
@@ -151,26 +152,18 @@ is_known(Search *search, Datum key)
 }
 
 /*
- * Whether an INSERT of such a row into the table would do no more than put it
- * there and make its index entries, and could meet another row in the primary
- * key alone. The indexes are those that are open, not what the catalog says by
- * now: one may be made or rebuilt concurrently.
+ * Whether an INSERT of such a row into the table, which is plain, could be refused
+ * by nothing but another row in the primary key. The indexes are those that are
+ * open, not what the catalog says by now: one may be made or rebuilt concurrently.
  */
 static bool
-is_plain(Relation table, const ResultRelInfo *result, const KeyRow *row)
+is_unconstrained(Relation table, const ResultRelInfo *result, const KeyRow *row)
 {
 	TupleDesc desc = RelationGetDescr(table);
 	Oid primary_key = RelationGetPrimaryKeyIndex_compat(table);
 
-	if (table->trigdesc != NULL || table->rd_rel->relhasrules ||
-		table->rd_rel->relispartition)
-		return false;
-	if (desc->constr != NULL &&
-		(desc->constr->num_check > 0 || desc->constr->num_defval > 0))
-		return false;
 	for (int i = 0; i < desc->natts; i++)
-		if (TupleDescAttr(desc, i)->attidentity != '\0' ||
-			(TupleDescAttr(desc, i)->attnotnull && (i >= KEY_NCOLUMNS || row->isnull[i])))
+		if (TupleDescAttr(desc, i)->attnotnull && (i >= KEY_NCOLUMNS || row->isnull[i]))
 			return false;
 	for (int i = 0; i < result->ri_NumIndices; i++)
 		if (result->ri_IndexRelationInfo[i]->ii_ExclusionOps != NULL ||
@@ -203,8 +196,8 @@ insert_row(Relation table, ResultRelInfo *result, TupleTableSlot *slot, EState *
 /*
  * Puts in what is not there, in the order of the keys, and notes it in
  * batch->first. The first key is looked for in any case: a batch that is
- * delivered again leaves no dead row at all. False, and nothing is done, if the
- * table is not plain.
+ * delivered again leaves no dead row at all. False, and nothing is done, if more
+ * could refuse a key than the primary key. The table has to be plain.
  */
 static bool
 insert_new(Batch *batch, Relation table)
@@ -216,7 +209,7 @@ insert_new(Batch *batch, Relation table)
 	KeyIdentity id = {batch->scope, batch->operation, NULL, 0};
 	KeyRow row;
 	bool met = false; /* a key that is there */
-	bool plain;
+	bool unconstrained;
 
 	idem_keys_init_row(&row, &id);
 	KeyRowSet(&row, KEY_CREATED_AT, TimestampTzGetDatum(batch->now));
@@ -229,10 +222,10 @@ insert_new(Batch *batch, Relation table)
 	estate->es_output_cid = GetCurrentCommandId(true);
 	InitResultRelInfo(result, table, 0, NULL, 0);
 	ExecOpenIndices(result, true);
-	plain = is_plain(table, result, &row);
+	unconstrained = is_unconstrained(table, result, &row);
 	search.index = index_open(RelationGetPrimaryKeyIndex_compat(table), RowExclusiveLock);
 	begin_search(&search, batch);
-	for (int i = 0; plain && i < batch->nkeys; i++)
+	for (int i = 0; unconstrained && i < batch->nkeys; i++)
 	{
 		KeyRowSet(&row, KEY_KEY, batch->keys[i]);
 		for (;;)
@@ -260,7 +253,7 @@ insert_new(Batch *batch, Relation table)
 	ExecDropSingleTupleTableSlot(slot);
 	FreeExecutorState(estate);
 	CommandCounterIncrement();
-	return plain;
+	return unconstrained;
 }
 
 /*----------
@@ -368,17 +361,21 @@ idem_batch_insert(text *scope, text *operation, Datum *keys, int nkeys,
 	Batch batch = {.scope = scope, .operation = operation, .keys = keys, .nkeys = nkeys, .now = now, .expires_at = expires_at, .first = first, .open = open};
 	bool skip_open = open != NULL;
 	Relation table = idem_table_open(RowExclusiveLock);
-	IdemIdentity before;
-	bool done;
+	bool done = false;
 	int left = 0;
 
 	batch.again = palloc0(sizeof(bool) * nkeys);
 	batch.tokens = palloc0(sizeof(int64) * nkeys);
 	if (!skip_open)
 		batch.open = palloc0(sizeof(bool) * nkeys);
-	idem_become(&before, table->rd_rel->relowner);
-	done = insert_new(&batch, table);
-	idem_unbecome(&before);
+	if (idem_table_is_plain(table))
+	{
+		IdemIdentity before;
+
+		idem_become(&before, table->rd_rel->relowner, true);
+		done = insert_new(&batch, table);
+		idem_unbecome(&before);
+	}
 	table_close(table, NoLock);
 	if (!done)
 	{

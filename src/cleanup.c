@@ -24,7 +24,6 @@
 #include "nodes/parsenodes.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/snapmgr.h"
 #include "utils/wait_event.h"
 
@@ -64,29 +63,14 @@ idem_cleanup_in_the_way(void)
  * Adds to what *cleanup says and returns whether more is left; *progress, at first
  * IDEM_NO_PROGRESS, is how far the run has come.
  *
- * It runs with the rights of the table's owner as a security-restricted
- * operation: whatever might hang on the table cannot use the rights of a
- * background process, nor change the session; what it SETs is undone.
- *
  * Errors: 55000 the table is not as expected; any that deleting may raise.
  */
 bool
 idem_cleanup_batch(IdemCleanup *cleanup, IdemProgress *progress)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	Oid user;
-	int context;
-	int settings;
-	int64 deleted;
-	int64 redacted;
-
-	GetUserIdAndSecContext(&user, &context);
-	SetUserIdAndSecContext(idem_table_owner(), context | SECURITY_RESTRICTED_OPERATION);
-	settings = NewGUCNestLevel();
-	deleted = idem_keys_delete_expired(&progress->expired, now, now, idem_cleanup_batch_size);
-	redacted = idem_keys_redact_due(&progress->due, now, idem_cleanup_batch_size);
-	AtEOXact_GUC(false, settings);
-	SetUserIdAndSecContext(user, context);
+	int64 deleted = idem_keys_delete_expired(&progress->expired, now, now, idem_cleanup_batch_size);
+	int64 redacted = idem_keys_redact_due(&progress->due, now, idem_cleanup_batch_size);
 
 	cleanup->deleted += deleted;
 	cleanup->redacted += redacted;
@@ -106,9 +90,6 @@ idem_cleanup_record(IdemCleanup *cleanup, const char *by)
 				   INT4OID, TEXTOID, TEXTOID};
 	Datum values[lengthof(types)];
 	char nulls[lengthof(types) + 1];
-	Oid user;
-	int context;
-	int settings;
 
 	cleanup->finished_at = GetCurrentTimestamp();
 	idem_stats_cleanup(cleanup);
@@ -129,21 +110,16 @@ idem_cleanup_record(IdemCleanup *cleanup, const char *by)
 	else
 		nulls[6] = nulls[7] = 'n';
 
-	GetUserIdAndSecContext(&user, &context);
-	SetUserIdAndSecContext(idem_table_owner(), context | SECURITY_RESTRICTED_OPERATION);
-	settings = NewGUCNestLevel();
-	idem_execute_as(GetUserId(),
+	idem_execute_on("cleanup_runs",
 					"INSERT INTO idempotency.cleanup_runs (started_at, finished_at, started_by,"
 					" deleted, redacted, batches, sqlstate, error)"
 					" VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-					lengthof(types), types, values, nulls);
-	idem_execute_as(GetUserId(),
+					lengthof(types), types, values, nulls, NULL);
+	idem_execute_on("cleanup_runs",
 					"DELETE FROM idempotency.cleanup_runs AS r"
 					" WHERE r.id OPERATOR(pg_catalog.<=) (SELECT pg_catalog.max(m.id)"
 					" OPERATOR(pg_catalog.-) " CppAsString2(RUNS_KEPT) " FROM idempotency.cleanup_runs AS m)",
-					0, NULL, NULL, NULL);
-	AtEOXact_GUC(false, settings);
-	SetUserIdAndSecContext(user, context);
+					0, NULL, NULL, NULL, NULL);
 }
 
 PG_FUNCTION_INFO_V1(idempotency_cleanup);

@@ -14,18 +14,12 @@
  */
 #include "idempotency.h"
 
-#include "access/relation.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
-#include "catalog/dependency.h"
-#include "catalog/namespace.h"
-#include "catalog/pg_class.h"
-#include "commands/extension.h"
 #include "commands/trigger.h"
 #include "executor/tuptable.h"
 #include "utils/inval.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -54,24 +48,6 @@ idem_config_init(void)
 	CacheRegisterRelcacheCallback(table_changed, (Datum) 0);
 }
 
-static Relation
-open_table(const char *name)
-{
-	Oid schema = get_namespace_oid(IDEM_SCHEMA_NAME, true);
-	Oid oid = OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
-	Relation table = OidIsValid(oid) ? try_relation_open(oid, AccessShareLock) : NULL;
-
-	if (table == NULL ||
-		getExtensionOfObject(RelationRelationId, oid) !=
-			get_extension_oid(IDEM_EXTENSION_NAME, true))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table %s.%s does not exist", IDEM_SCHEMA_NAME, name),
-				 errhint("It was renamed or dropped; restore it, or drop extension \"%s\" and create it again.",
-						 IDEM_EXTENSION_NAME)));
-	return table;
-}
-
 /*
  * Brings the copy up to date. Whoever reads it may do so until the next call
  * that takes locks. What is invalidated while we read is used once, for the
@@ -96,7 +72,7 @@ idem_config_refresh(IdemConfig *config)
 	if (OidIsValid(config->loaded))
 		return;
 
-	table = open_table(config->table);
+	table = idem_open_member(config->table);
 	if (config->context == NULL)
 	{
 		MemoryContext caller = MemoryContextSwitchTo(TopMemoryContext);
@@ -142,12 +118,7 @@ uint64
 idem_config_write(const IdemConfig *config, const char *sql, int nargs, Oid *types,
 				  Datum *values, const char *nulls)
 {
-	Relation table = open_table(config->table);
-	uint64 processed = idem_execute_as(table->rd_rel->relowner, sql, nargs, types,
-									   values, nulls);
-
-	table_close(table, NoLock);
-	return processed;
+	return idem_execute_on(config->table, sql, nargs, types, values, nulls, NULL);
 }
 
 PG_FUNCTION_INFO_V1(idempotency_config_changed);

@@ -1,62 +1,130 @@
 /*-------------------------------------------------------------------------
  *
  * execute.c
- *	  How this extension executes SQL: as the owner of its tables, with
- *	  nothing of the caller's in the way.
+ *	  How this extension executes SQL: as the owner of the table that it is
+ *	  about, with nothing of the caller's in the way, and nothing left behind.
  *
  * The caller has no privilege on the tables, only on the functions. So for
- * the length of a statement the user is the tables' owner (as ri_triggers.c
- * does it), under a security context in which SET ROLE is refused. An error
- * needs no clean-up here: abort of the (sub)transaction puts the user back
- * (xact.c), and pops the search path.
+ * the length of a statement the user is the owner of that one table (as
+ * ri_triggers.c does it). What the owner has hung on the table runs then too:
+ * triggers, rules, constraints, defaults. The caller may be a superuser, or a
+ * role that the owner is not to act for, so all of it is a security-restricted
+ * operation. In that SET ROLE is refused, and so is whatever would run later
+ * with the caller's rights: a deferred trigger above all.
+ *
+ * The search path is neither the caller's, who could lead the owner's trigger
+ * astray by it, nor does it keep a trigger function from its own; what a
+ * trigger SETs is undone with it. Where nothing of a user's can run
+ * (idem_table_is_plain()) none of that can happen, and a cheaper way to a fixed
+ * path will do.
+ *
+ * An error needs no clean-up here: abort of the (sub)transaction puts the user
+ * and the settings back (xact.c), and pops the search path.
  *
  *-------------------------------------------------------------------------
  */
 #include "idempotency.h"
 
+#include "access/relation.h"
+#include "catalog/dependency.h"
+#include "catalog/pg_class.h"
+#include "commands/extension.h"
 #include "miscadmin.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
 
 
 /*
- * Becomes the owner of the tables, connected to SPI and with a search path of
- * pg_catalog alone. To be paired with idem_owner_leave(), before which results
- * have to be copied out.
+ * Becomes the owner of a table, connected to SPI, under a fixed search path; see
+ * the head of this file for "plain". To be paired with idem_unbecome(), before
+ * which results have to be copied out.
  */
 void
-idem_become(IdemIdentity *before, Oid owner)
+idem_become(IdemIdentity *before, Oid owner, bool plain)
 {
 	GetUserIdAndSecContext(&before->user, &before->context);
-	SetUserIdAndSecContext(owner, before->context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_NOFORCE_RLS);
+	SetUserIdAndSecContext(owner, before->context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION | SECURITY_NOFORCE_RLS);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	push_fixed_search_path();
+	before->plain = plain;
+	if (plain)
+		push_fixed_search_path();
+	else
+	{
+		before->settings = NewGUCNestLevel();
+		(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+	}
 }
 
 void
 idem_unbecome(const IdemIdentity *before)
 {
-	pop_fixed_search_path();
+	if (before->plain)
+		pop_fixed_search_path();
+	else
+		AtEOXact_GUC(false, before->settings);
 	SPI_finish();
 	SetUserIdAndSecContext(before->user, before->context);
 }
 
 /*
- * Executes a statement that is too rare to keep a plan for, and returns the
- * number of rows that it touched.
+ * Opens a table of ours by its name. Its owner's rights are about to be used, so
+ * it has to be the extension's: a table of that name which somebody else has put
+ * into the schema is not it. The lock is kept to the end of the transaction.
+ *
+ * Errors: 55000.
+ */
+Relation
+idem_open_member(const char *name)
+{
+	Oid oid = idem_table_relation(name);
+	Relation table = try_relation_open(oid, AccessShareLock);
+
+	if (table == NULL || table->rd_rel->relkind != RELKIND_RELATION ||
+		getExtensionOfObject(RelationRelationId, oid) !=
+			get_extension_oid(IDEM_EXTENSION_NAME, true))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table %s.%s does not exist", IDEM_SCHEMA_NAME, name),
+				 errhint("It was renamed or dropped; restore it, or drop extension \"%s\" and create it again.",
+						 IDEM_EXTENSION_NAME)));
+	return table;
+}
+
+/*
+ * Executes a statement on one of our tables, as its owner, that is too rare to
+ * keep a plan for. Returns the number of rows that it touched; where "number" is
+ * not NULL the statement is a query, and that becomes its one result, 0 if NULL.
+ *
+ * Errors: 55000 the table is missing; whatever the statement raises.
  */
 uint64
-idem_execute_as(Oid owner, const char *sql, int nargs, Oid *types, Datum *values,
-				const char *nulls)
+idem_execute_on(const char *name, const char *sql, int nargs, Oid *types, Datum *values,
+				const char *nulls, int64 *number)
 {
+	Relation table = idem_open_member(name);
 	IdemIdentity before;
 	uint64 processed;
 	int result;
 
-	idem_become(&before, owner);
-	result = SPI_execute_with_args(sql, nargs, types, values, nulls, false, 0);
+	idem_become(&before, table->rd_rel->relowner, false);
+	result = SPI_execute_with_args(sql, nargs, types, values, nulls, number != NULL, 0);
 	if (result < 0)
 		elog(ERROR, "SPI_execute_with_args failed: %s", SPI_result_code_string(result));
 	processed = SPI_processed;
+	if (number != NULL)
+	{
+		bool isnull;
+
+		if (processed != 1)
+			elog(ERROR, "unexpected result of a query on %s", name);
+		*number = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+		if (isnull)
+			*number = 0;
+	}
 	idem_unbecome(&before);
+	relation_close(table, NoLock);
 	return processed;
 }

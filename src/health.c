@@ -13,6 +13,7 @@
  */
 #include "idempotency.h"
 
+#include "access/table.h"
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -59,32 +60,28 @@ report_number(Health *health, const char *check, int64 value, int64 threshold,
 }
 
 /*
- * A query that returns one number, executed as the tables' owner. It has to
- * walk an index, also where the table was never analyzed.
+ * The number that a query on one of our tables returns, as that table's owner.
+ * It has to walk an index, also where the table was never analyzed.
  */
 static int64
-number(const char *sql, int64 limit)
+number_on(const char *table, const char *sql, int64 limit)
 {
-	IdemIdentity before;
 	Oid types[2] = {TIMESTAMPTZOID, INT8OID};
 	Datum values[2] = {TimestampTzGetDatum(GetCurrentTimestamp()), Int64GetDatum(limit)};
 	int64 result;
-	bool isnull;
 	int settings = NewGUCNestLevel();
 
 	(void) set_config_option("enable_seqscan", "off", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
-	idem_become(&before, idem_table_owner());
-	if (SPI_execute_with_args(sql, 2, types, values, NULL, true, 1) != SPI_OK_SELECT ||
-		SPI_processed != 1)
-		elog(ERROR, "unexpected result of health query");
-	result = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
-										 1, &isnull));
-	if (isnull)
-		result = 0;
-	idem_unbecome(&before);
-	AtEOXact_GUC(true, settings);
+	idem_execute_on(table, sql, lengthof(values), types, values, NULL, &result);
+	AtEOXact_GUC(false, settings);
 	return result;
+}
+
+static int64
+number(const char *sql, int64 limit)
+{
+	return number_on(IDEM_KEYS_TABLE, sql, limit);
 }
 
 /* Counting stops where a check is critical anyway. */
@@ -149,12 +146,13 @@ static void
 check_last_cleanup(Health *health)
 {
 	int64 threshold = (int64) idem_cleanup_interval * 3;
-	int64 age = number("SELECT COALESCE("
-					   "(SELECT pg_catalog.date_part('epoch', $1 OPERATOR(pg_catalog.-) r.finished_at)"
-					   " FROM idempotency.cleanup_runs AS r WHERE r.sqlstate IS NULL"
-					   " ORDER BY r.id DESC LIMIT 1)::pg_catalog.int8,"
-					   " (-1)::pg_catalog.int8) OPERATOR(pg_catalog.+) $2",
-					   0);
+	int64 age = number_on("cleanup_runs",
+						  "SELECT COALESCE("
+						  "(SELECT pg_catalog.date_part('epoch', $1 OPERATOR(pg_catalog.-) r.finished_at)"
+						  " FROM idempotency.cleanup_runs AS r WHERE r.sqlstate IS NULL"
+						  " ORDER BY r.id DESC LIMIT 1)::pg_catalog.int8,"
+						  " (-1)::pg_catalog.int8) OPERATOR(pg_catalog.+) $2",
+						  0);
 	IdemCleanup last = {0};
 
 	if (idem_stats_last_cleanup(&last) && last.failed)

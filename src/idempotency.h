@@ -267,7 +267,7 @@ extern const KeyColumnType idem_table_columns[KEY_NCOLUMNS];
 extern Relation idem_table_open(LOCKMODE mode);
 extern bool idem_table_problem(IdemTableProblem *problem);
 extern Oid idem_table_relation(const char *name);
-extern Oid idem_table_owner(void);
+extern bool idem_table_is_plain(Relation table);
 extern void idem_table_init(void);
 
 /* keys.c */
@@ -420,12 +420,15 @@ typedef struct IdemIdentity
 {
 	Oid user;
 	int context;
+	bool plain;
+	int settings; /* nest level, unless plain */
 } IdemIdentity;
 
-extern void idem_become(IdemIdentity *before, Oid owner);
+extern void idem_become(IdemIdentity *before, Oid owner, bool plain);
 extern void idem_unbecome(const IdemIdentity *before);
-extern uint64 idem_execute_as(Oid owner, const char *sql, int nargs, Oid *types,
-							  Datum *values, const char *nulls);
+extern Relation idem_open_member(const char *name);
+extern uint64 idem_execute_on(const char *name, const char *sql, int nargs, Oid *types,
+							  Datum *values, const char *nulls, int64 *number);
 
 /* shared.c: NULL unless the library is preloaded */
 typedef enum IdemCounter

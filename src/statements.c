@@ -20,15 +20,19 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "catalog/index.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_constraint.h"
 #include "catalog/pg_index.h"
 #include "catalog/pg_type.h"
 #include "jit/jit.h"
 #include "lib/stringinfo.h"
 #include "optimizer/cost.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/plancache.h"
 #include "utils/rel.h"
+#include "utils/resowner.h"
 #include "utils/syscache.h"
 
 /* Plans, for as long as the table is the same. */
@@ -239,9 +243,9 @@ prepare(KeyStatement statement)
 			pg_unreachable();
 	}
 
-	plan = SPI_prepare(sql.data, ntypes, types);
+	plan = SPI_prepare_cursor(sql.data, ntypes, types, CURSOR_OPT_GENERIC_PLAN);
 	if (plan == NULL)
-		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+		elog(ERROR, "SPI_prepare_cursor failed: %s", SPI_result_code_string(SPI_result));
 	if (SPI_keepplan(plan) != 0)
 		elog(ERROR, "SPI_keepplan failed");
 	return plan;
@@ -275,7 +279,9 @@ typedef struct PlannerSettings
  * The planner's settings are the user's to change, and could turn a look-up into
  * a sequential scan or make every call plan anew. So they are pinned while a plan
  * of ours may be made. They are plain variables; saving and restoring them costs
- * nothing, where a nested GUC level would cost more than the statement.
+ * nothing, where a nested GUC level would cost more than the statement. Nothing
+ * of a user's may run meanwhile: it would see them, plan by them, and what it
+ * SETs would put them back as if they were the user's own.
  */
 static void
 pin_planner(PlannerSettings *saved)
@@ -295,6 +301,37 @@ unpin_planner(const PlannerSettings *saved)
 	for (int i = 0; i < (int) lengthof(planner); i++)
 		*planner[i].setting = saved->values[i];
 	plan_cache_mode = saved->cache_mode;
+}
+
+/*
+ * Makes a statement's plan, or sees that it is still good, before what hangs on
+ * the table can run. The settings are the user's again while it does. Where these
+ * make every call plan anew, the trigger has to do without: nothing else keeps
+ * our statement to its plan.
+ *
+ * To simplify an expression the planner may call functions that the table's owner
+ * has put there. What they SET is undone while the pins are still in place.
+ */
+static void
+plan_ahead(SPIPlanPtr plan)
+{
+	PlannerSettings settings;
+	int level = NewGUCNestLevel();
+
+	pin_planner(&settings);
+	PG_TRY();
+	{
+		ReleaseCachedPlan(SPI_plan_get_cached_plan(plan), CurrentResourceOwner);
+	}
+	PG_FINALLY();
+	{
+		AtEOXact_GUC(false, level);
+		unpin_planner(&settings);
+	}
+	PG_END_TRY();
+	if (plan_cache_mode == PLAN_CACHE_MODE_FORCE_CUSTOM_PLAN)
+		(void) set_config_option("plan_cache_mode", "auto", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
 }
 
 /*
@@ -323,32 +360,111 @@ is_identity_index(const char *name)
 }
 
 /*
- * In PG_CATCH: what the server says of a row that a constraint refuses shows the
- * row, and so the key. It is kept from everybody, before it has reached the log.
- *
- * If it is the primary key that refuses a row, a retry helps. An index or a
- * constraint that an administrator has added is reported as what it is. Returns
- * if the error is another one.
+ * Reports that writing a row failed, with the SQLSTATE of an error that is kept
+ * back, and what that alone tells whoever has to deal with it.
  */
 static void
-hide_refused_row(MemoryContext caller)
+report_failure(int code)
+{
+	int category = ERRCODE_TO_CATEGORY(code);
+	const char *message = "writing the row of a key failed";
+	const char *hint = "It was raised by the server, or by something that was added to the table: a trigger, a rule, a constraint, a default, an index."
+					   " What it says may show the row and is kept back: write a row by hand, as the table's owner, to see it.";
+
+	if (code == ERRCODE_T_R_SERIALIZATION_FAILURE || code == ERRCODE_T_R_DEADLOCK_DETECTED)
+	{
+		message = code == ERRCODE_T_R_DEADLOCK_DETECTED
+			? "deadlock detected while the row of a key was written"
+			: "could not serialize access while the row of a key was written";
+		hint = "Retry the transaction.";
+	}
+	else if (code == ERRCODE_QUERY_CANCELED)
+	{
+		message = "canceled while the row of a key was written";
+		hint = "Somebody asked for it, or \"statement_timeout\" was over.";
+	}
+	else if (code == ERRCODE_LOCK_NOT_AVAILABLE)
+	{
+		message = "could not obtain a lock while the row of a key was written";
+		hint = "Retry the transaction, or raise \"lock_timeout\".";
+	}
+	else if (code == ERRCODE_INSUFFICIENT_PRIVILEGE)
+	{
+		message = "not allowed while the row of a key was written";
+		hint = "What hangs on the table runs at once, and with the rights of the table's owner alone:"
+			   " make its triggers and constraints NOT DEFERRABLE, and grant the owner what they need.";
+	}
+	else if (category == ERRCODE_INSUFFICIENT_RESOURCES)
+	{
+		message = "the server lacks resources to write the row of a key";
+		hint = "The SQLSTATE tells which limit was reached.";
+	}
+	ereport(ERROR, (errcode(code), errmsg("%s", message), errhint("%s", hint)));
+}
+
+/*
+ * A constraint or an index of the table by that name, which then is no secret: a
+ * trigger can put anything into an error's fields.
+ */
+static bool
+is_of_table(Relation table, const char *name)
+{
+	Oid index = get_relname_relid(name, RelationGetNamespace(table));
+
+	return OidIsValid(get_relation_constraint_oid(RelationGetRelid(table), name, true)) ||
+		(OidIsValid(index) && IndexGetRelation(index, true) == RelationGetRelid(table));
+}
+
+/*
+ * In PG_CATCH: an error that was raised while a row was written may show it, and
+ * so a key or a response: what the server says of a row that a constraint
+ * refuses, of a value that cannot be cast, or whatever a trigger makes of it, in
+ * any of its fields. It is kept from everybody, before it has reached the log.
+ *
+ * If it is the primary key that refuses a row, a retry helps. A constraint that
+ * an administrator has added is named. Returns if the error is harmless: if the
+ * table is plain, and it is not a constraint that complains.
+ */
+static void
+hide_row(Relation table, bool plain, MemoryContext caller)
 {
 	MemoryContext errors = MemoryContextSwitchTo(caller);
 	ErrorData *error = CopyErrorData();
+	bool refused = ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION;
 
-	if (ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION &&
-		error->schema_name != NULL && strcmp(error->schema_name, IDEM_SCHEMA_NAME) == 0 &&
-		error->table_name != NULL && strcmp(error->table_name, IDEM_KEYS_TABLE) == 0)
+	if (plain && !refused)
 	{
-		FlushErrorState();
-		if (error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION &&
-			error->constraint_name != NULL && is_identity_index(error->constraint_name))
-			idem_report_lost_race();
-		error->detail = NULL;
-		error->hint = "An index or a constraint that was added to the table refuses the key's row: drop it.";
-		ReThrowError(error);
+		MemoryContextSwitchTo(errors);
+		return;
 	}
-	MemoryContextSwitchTo(errors);
+	FlushErrorState();
+	if (refused)
+	{
+		const char *name = error->constraint_name;
+
+		if (error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION && name != NULL &&
+			error->schema_name != NULL && strcmp(error->schema_name, IDEM_SCHEMA_NAME) == 0 &&
+			error->table_name != NULL && strcmp(error->table_name, IDEM_KEYS_TABLE) == 0 &&
+			is_identity_index(name))
+			idem_report_lost_race();
+		ereport(ERROR,
+				(errcode(error->sqlerrcode),
+				 name != NULL && is_of_table(table, name)
+					 ? errmsg("\"%s\" on table %s.%s refuses the row of a key", name, IDEM_SCHEMA_NAME, IDEM_KEYS_TABLE)
+					 : errmsg("a constraint on table %s.%s refuses the row of a key", IDEM_SCHEMA_NAME, IDEM_KEYS_TABLE),
+				 errhint("An index or a constraint that was added to the table refuses the key's row: drop it.")));
+	}
+	report_failure(error->sqlerrcode);
+}
+
+/*
+ * The context of what is logged meanwhile, by the end of the process or a wait
+ * for a lock, can show the statement that a trigger is executing, and so the row.
+ */
+static void
+hide_context(void *arg pg_attribute_unused())
+{
+	errhidecontext(true);
 }
 
 static void
@@ -374,21 +490,27 @@ drop_plans(void)
  * token.
  *
  * Errors: 40001 the primary key has another row; 55000 the table is not as
- * expected; whatever else the statement raises, without the values of a row.
+ * expected; whatever else the statement raises, in words that say nothing of a row
+ * (see hide_row()). Before anything is written, planning may raise what it likes:
+ * it does not know the row.
  */
 uint64
 idem_statement_execute(KeyStatement statement, Datum *values, const char *nulls,
 					   void (*consume)(void *state), void *state)
 {
 	Relation table = idem_table_open(RowExclusiveLock);
+	bool plain = idem_table_is_plain(table);
+	volatile bool writing = plain;
 	MemoryContext caller = CurrentMemoryContext;
+	ErrorContextCallback callback = {.callback = hide_context};
 	PlannerSettings settings;
 	IdemIdentity before;
 	int result;
 	uint64 processed;
 
-	idem_become(&before, table->rd_rel->relowner);
-	pin_planner(&settings);
+	idem_become(&before, table->rd_rel->relowner, plain);
+	if (plain)
+		pin_planner(&settings);
 	PG_TRY();
 	{
 		if (planned_for != RelationGetRelid(table))
@@ -398,16 +520,28 @@ idem_statement_execute(KeyStatement statement, Datum *values, const char *nulls,
 		}
 		if (plans[statement] == NULL)
 			plans[statement] = prepare(statement);
+		if (!plain)
+		{
+			plan_ahead(plans[statement]);
+			writing = true;
+			callback.previous = error_context_stack;
+			error_context_stack = &callback;
+		}
 		result = SPI_execute_plan(plans[statement], values, nulls, false, 0);
+		if (!plain)
+			error_context_stack = callback.previous;
 	}
 	PG_CATCH();
 	{
-		unpin_planner(&settings);
-		hide_refused_row(caller);
+		if (plain)
+			unpin_planner(&settings);
+		if (writing)
+			hide_row(table, plain, caller);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
-	unpin_planner(&settings);
+	if (plain)
+		unpin_planner(&settings);
 
 	if (result < 0)
 		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(result));

@@ -21,20 +21,26 @@
 #include "access/relation.h"
 #include "access/skey.h"
 #include "access/stratnum.h"
+#include "access/table.h"
+#include "access/transam.h"
 #include "catalog/dependency.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_collation.h"
+#include "catalog/pg_index.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_opfamily.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "miscadmin.h"
+#include "nodes/nodeFuncs.h"
+#include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 
 #define QUALIFIED_TABLE IDEM_SCHEMA_NAME "." IDEM_KEYS_TABLE
 #define PUT_TABLE_BACK "Put the table of extension \"" IDEM_EXTENSION_NAME "\" back under this name."
@@ -73,6 +79,8 @@ const KeyColumnType idem_table_columns[KEY_NCOLUMNS] = {
 
 /* Valid for as long as nothing about the table changes; see table_changed(). */
 static Oid table_oid = InvalidOid;
+static Oid plain_for = InvalidOid;
+static bool is_plain = false; /* of that table */
 
 /*
  * Anything about the table has changed: look at it again.
@@ -82,6 +90,8 @@ table_changed(Datum arg pg_attribute_unused(), Oid relid)
 {
 	if (relid == InvalidOid || relid == table_oid)
 		table_oid = InvalidOid;
+	if (relid == InvalidOid || relid == plain_for)
+		plain_for = InvalidOid;
 }
 
 void
@@ -401,14 +411,122 @@ idem_table_problem(IdemTableProblem *problem)
 }
 
 /*
- * Whose table it is: the role whose rights everything here runs with.
+ * Whether a function is the server's own and tells nothing of its arguments in
+ * an error.
  */
-Oid
-idem_table_owner(void)
+static bool
+is_untrusted(Oid function, void *context pg_attribute_unused())
 {
-	Relation table = idem_table_open(AccessShareLock);
-	Oid owner = table->rd_rel->relowner;
+	return function >= FirstNormalObjectId || !get_func_leakproof(function);
+}
 
-	relation_close(table, NoLock);
-	return owner;
+/*
+ * Walks an index's predicate. Nodes that are not listed may run functions that
+ * check_functions_in_node() does not know of.
+ */
+static bool
+runs_untrusted(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	switch (nodeTag(node))
+	{
+		case T_List:
+		case T_Var:
+		case T_Const:
+		case T_OpExpr:
+		case T_FuncExpr:
+		case T_ScalarArrayOpExpr:
+		case T_ArrayExpr:
+		case T_BoolExpr:
+		case T_BooleanTest:
+		case T_NullTest:
+		case T_RelabelType:
+			break;
+		default:
+			return true;
+	}
+	return check_functions_in_node(node, is_untrusted, context) ||
+		expression_tree_walker(node, runs_untrusted, context);
+}
+
+static bool
+index_is_plain(Oid oid)
+{
+	HeapTuple tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(oid));
+	bool result;
+	bool isnull;
+	Datum value;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	result = heap_attisnull(tuple, Anum_pg_index_indexprs, NULL);
+	value = SysCacheGetAttr(INDEXRELID, tuple, Anum_pg_index_indclass, &isnull);
+	if (!isnull)
+	{
+		oidvector *classes = (oidvector *) DatumGetPointer(value);
+
+		for (int i = 0; i < classes->dim1; i++)
+			result = result && classes->values[i] < FirstNormalObjectId;
+	}
+	value = SysCacheGetAttr(INDEXRELID, tuple, Anum_pg_index_indpred, &isnull);
+	if (!isnull)
+		result = result && !runs_untrusted(stringToNode(TextDatumGetCString(value)), NULL);
+	ReleaseSysCache(tuple);
+	return result;
+}
+
+static bool
+look_if_plain(Relation table)
+{
+	TupleDesc desc = RelationGetDescr(table);
+	List *indexes;
+	ListCell *cell;
+
+	if (table->trigdesc != NULL || table->rd_rules != NULL || table->rd_rel->relispartition)
+		return false;
+	if (desc->constr != NULL && (desc->constr->num_check > 0 || desc->constr->num_defval > 0))
+		return false;
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute attribute = TupleDescAttr(desc, i);
+
+		/* A domain has constraints and a default of its own. */
+		if (!attribute->attisdropped &&
+			(attribute->attidentity != '\0' || attribute->atttypid >= FirstNormalObjectId))
+			return false;
+	}
+	indexes = RelationGetIndexList(table);
+	foreach (cell, indexes)
+		if (!index_is_plain(lfirst_oid(cell)))
+			return false;
+	list_free(indexes);
+	return true;
+}
+
+/*
+ * Whether nothing of a user's runs when a row of the table is written: no
+ * trigger (a foreign key is one), rule, constraint, default, nor an index that
+ * calls a function which is not the server's own. Then an error cannot show the
+ * row either, but one that a constraint raises. Policies never apply to what the
+ * owner does under SECURITY_NOFORCE_RLS.
+ *
+ * The catalogs are looked at as they are stored: what the relation cache has of
+ * an index is simplified by calling its functions, as whoever is asking.
+ *
+ * The table has to be open under a lock that keeps triggers and constraints from
+ * being added. An index that is being made concurrently becomes of account only
+ * after it has waited for that lock.
+ */
+bool
+idem_table_is_plain(Relation table)
+{
+	while (plain_for != RelationGetRelid(table))
+	{
+		/* May be invalidated while we look: then we look again. */
+		is_plain = false;
+		plain_for = RelationGetRelid(table);
+		is_plain = look_if_plain(table);
+	}
+	return is_plain;
 }
