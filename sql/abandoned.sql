@@ -51,12 +51,12 @@ SELECT idempotency.drop_policy('aba lease');
 
 -- The oldest first, no more than asked for; every operation if none is named.
 SELECT (SELECT outcome FROM idempotency.claim('abandoned', 'aba many', n::text, lease => n * interval '1 us')) FROM generate_series(1, 5) AS n;
-SELECT key FROM idempotency.claim_abandoned('aba many', max_rows => 2);
-SELECT count(*) FROM idempotency.claim_abandoned('aba none');
-SELECT key FROM idempotency.claim_abandoned('aba many');
+SELECT key FROM idempotency.claim_abandoned('aba many', '5 min', max_rows => 2);
+SELECT count(*) FROM idempotency.claim_abandoned('aba none', '5 min');
+SELECT key FROM idempotency.claim_abandoned('aba many', '5 min');
 SELECT outcome FROM idempotency.claim('abandoned', 'aba all 1', '1', lease => '1 us');
 SELECT outcome FROM idempotency.claim('abandoned', 'aba all 2', '1', lease => '1 us');
-SELECT operation FROM idempotency.claim_abandoned() WHERE operation LIKE 'aba all%' ORDER BY operation;
+SELECT operation FROM idempotency.claim_abandoned(lease => '5 min') WHERE operation LIKE 'aba all%' ORDER BY operation;
 
 -- A policy for the operation: the last attempt that is abandoned is held.
 SELECT idempotency.set_policy('aba attempts', max_attempts => 2);

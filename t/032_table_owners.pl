@@ -90,6 +90,7 @@ my %writes = (
 	complete => [ '', 'BEGIN; ' . completed('complete') . '; COMMIT' ],
 	'complete with a token' => [ leased('token'), 'SELECT idempotency.complete(' . id('token') . ', 200, token => ' . token('token') . ')' ],
 	fail => [ leased('fail'), 'SELECT idempotency.fail(' . id('fail') . ', token => ' . token('fail') . ')' ],
+	record_failure => [ '', 'SELECT idempotency.record_failure(' . id('failure') . q{, 'no')} ],
 	release => [ leased('release'), 'SELECT idempotency.release(' . id('release') . ', token => ' . token('release') . ')' ],
 	extend => [ leased('extend'), 'SELECT idempotency.extend(' . id('extend') . ', token => ' . token('extend') . ')' ],
 	checkpoint => [ leased('checkpoint'), 'SELECT idempotency.checkpoint(' . id('checkpoint') . q{, 'half', token => } . token('checkpoint') . ')' ],
