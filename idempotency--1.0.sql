@@ -150,7 +150,12 @@ CREATE TABLE idempotency.policies
 	lease				pg_catalog.interval,
 	hold_if_abandoned	pg_catalog.bool,
 	max_attempts		pg_catalog.int4,
-	CONSTRAINT policies_pkey PRIMARY KEY (operation)
+	CONSTRAINT policies_pkey PRIMARY KEY (operation),
+	CONSTRAINT policies_ttl_check CHECK (ttl OPERATOR(pg_catalog.>) '0'::pg_catalog.interval),
+	CONSTRAINT policies_failed_ttl_check CHECK (failed_ttl OPERATOR(pg_catalog.>) '0'::pg_catalog.interval),
+	CONSTRAINT policies_response_ttl_check CHECK (response_ttl OPERATOR(pg_catalog.>) '0'::pg_catalog.interval),
+	CONSTRAINT policies_lease_check CHECK (lease OPERATOR(pg_catalog.>) '0'::pg_catalog.interval),
+	CONSTRAINT policies_max_attempts_check CHECK (max_attempts OPERATOR(pg_catalog.>) 0)
 );
 COMMENT ON TABLE idempotency.policies IS
 	'Lifetimes and rules per operation; written by set_policy() and drop_policy(). NULL means the setting';
@@ -170,6 +175,16 @@ COMMENT ON COLUMN idempotency.policies.max_attempts IS
 	'After so many attempts the key is held';
 COMMENT ON CONSTRAINT policies_pkey ON idempotency.policies IS
 	'One policy per operation';
+COMMENT ON CONSTRAINT policies_ttl_check ON idempotency.policies IS
+	'A key is remembered for some time';
+COMMENT ON CONSTRAINT policies_failed_ttl_check ON idempotency.policies IS
+	'A failed key is remembered for some time';
+COMMENT ON CONSTRAINT policies_response_ttl_check ON idempotency.policies IS
+	'A response is kept for some time';
+COMMENT ON CONSTRAINT policies_lease_check ON idempotency.policies IS
+	'A lease lasts for some time';
+COMMENT ON CONSTRAINT policies_max_attempts_check ON idempotency.policies IS
+	'There is a first attempt';
 
 -- Which scopes a role may use.
 CREATE TABLE idempotency.role_bindings

@@ -46,7 +46,13 @@
  */
 #define MAX_ROUNDS 100
 
-/* A batch of distinct keys in the order of the index, and what became of each. */
+/*
+ * A batch of distinct keys in the order of the index, and what became of each.
+ *
+ * Each key expires a microsecond after the one before it. Clean-up goes along the
+ * moments of expiry and remembers the last one; a hundred thousand keys of the
+ * same moment would give it nothing to remember.
+ */
 typedef struct Batch
 {
 	text *scope;
@@ -54,9 +60,9 @@ typedef struct Batch
 	Datum *keys;
 	int nkeys;
 	TimestampTz now;
-	TimestampTz expires_at;
-	bool *first; /* put in by us */
-	bool *again; /* not put in: to be looked at */
+	TimestampTz expires_at; /* of the first */
+	bool *first;            /* put in by us */
+	bool *again;            /* not put in: to be looked at */
 	bool undecided;
 	bool held;
 } Batch;
@@ -233,6 +239,7 @@ insert_new(Batch *batch, Relation table)
 	for (int i = 0; plain && i < batch->nkeys; i++)
 	{
 		KeyRowSet(&row, KEY_KEY, batch->keys[i]);
+		KeyRowSet(&row, KEY_EXPIRES_AT, TimestampTzGetDatum(batch->expires_at + i));
 		for (;;)
 		{
 			CHECK_FOR_INTERRUPTS();
@@ -282,7 +289,10 @@ mark_first(void *state)
 	Batch *batch = state;
 
 	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
 		batch->first[position_of(batch, PointerGetDatum(DatumGetTextPP(idem_statement_value(i, 1))))] = true;
+	}
 }
 
 static void
@@ -295,6 +305,7 @@ judge_existing(void *state)
 		int position = position_of(batch, PointerGetDatum(DatumGetTextPP(idem_statement_value(i, 1))));
 		char *status = TextDatumGetCString(idem_statement_value(i, 2));
 
+		CHECK_FOR_INTERRUPTS();
 		if (DatumGetBool(idem_statement_value(i, 3)))
 			continue;
 		batch->again[position] = false;
@@ -319,8 +330,11 @@ execute(KeyStatement statement, Batch *batch, const bool *marked,
 	int number = 0;
 
 	for (int i = 0; i < batch->nkeys; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
 		if (marked[i])
 			keys[number++] = batch->keys[i];
+	}
 	if (number == 0)
 		return 0;
 	values[2] = PointerGetDatum(construct_array(keys, number, TEXTOID, -1, false, TYPALIGN_INT));
@@ -330,7 +344,7 @@ execute(KeyStatement statement, Batch *batch, const bool *marked,
 /*
  * Puts in completed rows for keys that are distinct and sorted as
  * idem_batch_order() says, and notes in "first" (all false) which are there for
- * the first time.
+ * the first time. They expire from expires_at on, one after the other.
  *
  * New keys first; then a look at those that were there already; then what of
  * these has expired or failed is replaced. Batches that overlap meet in the same
@@ -365,6 +379,7 @@ idem_batch_insert(text *scope, text *operation, Datum *keys, int nkeys,
 	}
 	for (int i = 0; i < nkeys; i++)
 	{
+		CHECK_FOR_INTERRUPTS();
 		batch.again[i] = !first[i];
 		left += batch.again[i];
 	}

@@ -174,7 +174,11 @@ idem_keys_find(const KeyIdentity *id, KeyRead how, bool with_response,
 }
 
 /*
- * Whether another transaction has locked the row in the slot, to write it.
+ * Whether another running transaction holds a lock on the row in the slot that
+ * an update of ours would have to wait for. KEY SHARE, by which a foreign key
+ * holds on to a row that it refers to, is not one: no claim changes the columns
+ * of the key. Several lockers are a multixact, whose members count one by one;
+ * this transaction may be among them.
  */
 static bool
 locked_by_other(TupleTableSlot *slot)
@@ -182,6 +186,9 @@ locked_by_other(TupleTableSlot *slot)
 	BufferHeapTupleTableSlot *stored = (BufferHeapTupleTableSlot *) slot;
 	TransactionId xmax;
 	uint16 mask;
+	MultiXactMember *members;
+	int nmembers;
+	bool result = false;
 
 	if (!TTS_IS_BUFFERTUPLE(slot))
 		return false;
@@ -192,10 +199,19 @@ locked_by_other(TupleTableSlot *slot)
 
 	if (mask & HEAP_XMAX_INVALID)
 		return false;
-	if (mask & HEAP_XMAX_IS_MULTI)
-		return MultiXactIdIsRunning(xmax, HEAP_XMAX_IS_LOCKED_ONLY(mask));
-	return !TransactionIdIsCurrentTransactionId(xmax) &&
-		TransactionIdIsInProgress(xmax);
+	if (!(mask & HEAP_XMAX_IS_MULTI))
+		return !(HEAP_XMAX_IS_LOCKED_ONLY(mask) && HEAP_XMAX_IS_KEYSHR_LOCKED(mask)) &&
+			!TransactionIdIsCurrentTransactionId(xmax) &&
+			TransactionIdIsInProgress(xmax);
+
+	nmembers = GetMultiXactIdMembers(xmax, &members, false, HEAP_XMAX_IS_LOCKED_ONLY(mask));
+	for (int i = 0; i < nmembers && !result; i++)
+		result = members[i].status != MultiXactStatusForKeyShare &&
+			!TransactionIdIsCurrentTransactionId(members[i].xid) &&
+			TransactionIdIsInProgress(members[i].xid);
+	if (nmembers > 0)
+		pfree(members);
+	return result;
 }
 
 /*

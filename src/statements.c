@@ -124,7 +124,7 @@ prepare(KeyStatement statement)
 			ntypes = version_types(types);
 			break;
 		case STATEMENT_DELETE_SCOPE:
-			appendStringInfoString(&sql, "DELETE FROM " QUALIFIED_TABLE " AS k"
+			appendStringInfoString(&sql, "DELETE FROM ONLY " QUALIFIED_TABLE " AS k"
 										 " WHERE k.scope OPERATOR(pg_catalog.=) $1"
 										 " AND ($2 OR k.status OPERATOR(pg_catalog.=) 'completed'::pg_catalog.text"
 										 " OR k.status OPERATOR(pg_catalog.=) 'failed'::pg_catalog.text)");
@@ -190,12 +190,15 @@ prepare(KeyStatement statement)
 
 			/*
 			 * The array comes in the order of the index and is inserted in
-			 * that order: so overlapping batches meet in the same order.
+			 * that order: so overlapping batches meet in the same order. Each
+			 * key expires a microsecond after the one before; see batch.c.
 			 */
 			appendStringInfoString(&sql, "INSERT INTO " QUALIFIED_TABLE " AS k"
 										 " (created_at, expires_at, completed_at, attempt, scope, operation, key, status)"
-										 " SELECT $4, $5, $4, 1, $1, $2, u.key, 'completed'::pg_catalog.text"
-										 " FROM pg_catalog.unnest($3) AS u(key)");
+										 " SELECT $4, $5 OPERATOR(pg_catalog.+) ((u.n OPERATOR(pg_catalog.-) 1)::pg_catalog.float8"
+										 " OPERATOR(pg_catalog.*) '1 microsecond'::pg_catalog.interval),"
+										 " $4, 1, $1, $2, u.key, 'completed'::pg_catalog.text"
+										 " FROM pg_catalog.unnest($3) WITH ORDINALITY AS u(key, n)");
 			if (statement == STATEMENT_BATCH_INSERT)
 				appendStringInfoString(&sql, " ON CONFLICT (scope, operation, key) DO NOTHING");
 			else
