@@ -46,6 +46,7 @@ static const char *const operator[] = {
 	"EXECUTE ON PROCEDURE idempotency.maintain",
 	"SELECT ON TABLE idempotency.idempotency_keys, idempotency.policies,"
 	" idempotency.cleanup_runs, idempotency.stats, idempotency.keys_by_operation,"
+	" idempotency.keys_by_scope,"
 	" idempotency.abandoned, idempotency.effective_policies",
 	NULL};
 
@@ -54,7 +55,7 @@ static const char *const monitor[] = {
 	"EXECUTE ON FUNCTION idempotency.health, idempotency.stats_data,"
 	" idempotency.default_policy",
 	"SELECT ON TABLE idempotency.policies, idempotency.cleanup_runs, idempotency.stats,"
-	" idempotency.keys_by_operation, idempotency.effective_policies",
+	" idempotency.keys_by_operation, idempotency.keys_by_scope, idempotency.effective_policies",
 	NULL};
 
 /*
