@@ -21,13 +21,20 @@ my $node = new_preloaded_server('rounds');
 sub logged { return scalar(() = server_log($node) =~ /$_[0]/g); }
 
 # "aaa" and "zzz": whatever the order, some good ones come after the bad ones.
-new_database($node, $_, 100) foreach qw(good1 broken failing closed tmpl skipped good2 good3);
+new_database($node, $_, 100) foreach qw(good1 broken failing wordy closed tmpl skipped good2 good3);
 $node->safe_psql('broken', 'ALTER TABLE idempotency.idempotency_keys RENAME TO renamed');
 $node->safe_psql('failing', q{
 	CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
 		$$ BEGIN RAISE EXCEPTION 'no deletions today'; END $$;
 	CREATE TRIGGER refuse BEFORE DELETE ON idempotency.idempotency_keys
 		FOR EACH ROW EXECUTE FUNCTION refuse()});
+# What the planner calls, and what it then says is longer than there is room for,
+# with the last place in the middle of a character.
+$node->safe_psql('wordy', q{
+	CREATE FUNCTION says() RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS 'BEGIN RETURN true; END';
+	CREATE INDEX ON idempotency.idempotency_keys (note) WHERE says();
+	CREATE OR REPLACE FUNCTION says() RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS
+		$$ BEGIN RAISE EXCEPTION '%', 'x' || repeat(U&'\20AC', 100); END $$});
 $node->safe_psql('postgres', q{
 	CREATE DATABASE impostor;
 	ALTER DATABASE closed ALLOW_CONNECTIONS false;
@@ -49,6 +56,10 @@ is($node->safe_psql('failing', 'SELECT sqlstate, error, started_by FROM idempote
 	'P0001|no deletions today|worker', 'cleanup_runs says why');
 is(health_of($node, 'last_cleanup', 'failing')->{status}, 'critical', 'so does health()');
 is(health_of($node, 'last_cleanup', 'good1')->{status}, 'ok', 'which is ok elsewhere');
+ok(wait_until(sub { logged('could not clean up database "wordy"') }, 30), 'a long message is reported');
+is($node->safe_psql('wordy', q{SELECT octet_length(error), error = 'x' || repeat(U&'\20AC', 84) FROM idempotency.cleanup_runs ORDER BY id DESC LIMIT 1}),
+	'253|t', 'as many whole characters of it as there is room for');
+is(logged('DETAIL:  x(\xE2\x82\xAC){84}\n'), 1, 'also in the log');
 like($node->safe_psql('good1', q{SELECT string_agg(database || '|' || last_cleanup_deleted, ' ' ORDER BY database)
 	FROM idempotency.stats WHERE database LIKE 'good%'}),
 	qr/^good1\|100 good2\|100 good3\|100$/, 'and one connection sees what was deleted in all of them');
