@@ -165,7 +165,12 @@ CREATE TABLE idempotency.policies
 	lease				pg_catalog.interval,
 	hold_if_abandoned	pg_catalog.bool,
 	max_attempts		pg_catalog.int4,
-	CONSTRAINT policies_pkey PRIMARY KEY (operation)
+	CONSTRAINT policies_pkey PRIMARY KEY (operation),
+	CONSTRAINT policies_ttl_check CHECK (ttl OPERATOR(pg_catalog.>) '0'::pg_catalog.interval),
+	CONSTRAINT policies_failed_ttl_check CHECK (failed_ttl OPERATOR(pg_catalog.>) '0'::pg_catalog.interval),
+	CONSTRAINT policies_response_ttl_check CHECK (response_ttl OPERATOR(pg_catalog.>) '0'::pg_catalog.interval),
+	CONSTRAINT policies_lease_check CHECK (lease OPERATOR(pg_catalog.>) '0'::pg_catalog.interval),
+	CONSTRAINT policies_max_attempts_check CHECK (max_attempts OPERATOR(pg_catalog.>) 0)
 ) USING heap;
 COMMENT ON TABLE idempotency.policies IS
 	'Lifetimes and rules per operation; written by set_policy() and drop_policy(). NULL means the setting';
@@ -185,6 +190,16 @@ COMMENT ON COLUMN idempotency.policies.max_attempts IS
 	'After so many attempts the key is held';
 COMMENT ON CONSTRAINT policies_pkey ON idempotency.policies IS
 	'One policy per operation';
+COMMENT ON CONSTRAINT policies_ttl_check ON idempotency.policies IS
+	'A key is remembered for some time';
+COMMENT ON CONSTRAINT policies_failed_ttl_check ON idempotency.policies IS
+	'A failed key is remembered for some time';
+COMMENT ON CONSTRAINT policies_response_ttl_check ON idempotency.policies IS
+	'A response is kept for some time';
+COMMENT ON CONSTRAINT policies_lease_check ON idempotency.policies IS
+	'A lease lasts for some time';
+COMMENT ON CONSTRAINT policies_max_attempts_check ON idempotency.policies IS
+	'There is a first attempt';
 
 -- Which scopes a role may use.
 CREATE TABLE idempotency.role_bindings
@@ -727,12 +742,14 @@ COMMENT ON FUNCTION idempotency.import_completed IS
 
 CREATE FUNCTION idempotency.cleanup(
 	older_than pg_catalog.interval DEFAULT NULL,
-	max_rows pg_catalog.int8 DEFAULT NULL)
+	max_rows pg_catalog.int8 DEFAULT NULL,
+	scope pg_catalog.text DEFAULT NULL,
+	operation pg_catalog.text DEFAULT NULL)
 RETURNS pg_catalog.int8
 AS 'MODULE_PATHNAME', 'idempotency_cleanup'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 COMMENT ON FUNCTION idempotency.cleanup IS
-	'Deletes keys that expired at least older_than ago, here and now, and says how many';
+	'Deletes keys that expired at least older_than ago, of one scope or operation or of all, here and now, and says how many';
 
 ------------------------------------------------------------------------------
 -- Rules per operation and role
@@ -974,6 +991,36 @@ COMMENT ON COLUMN idempotency.keys_by_operation.oldest IS
 COMMENT ON COLUMN idempotency.keys_by_operation.newest IS
 	'First claim of the newest';
 
+CREATE VIEW idempotency.keys_by_scope AS
+SELECT k.scope, k.operation, k.status, pg_catalog.count(*) AS keys,
+	pg_catalog.count(*) FILTER (WHERE k.expires_at OPERATOR(pg_catalog.<=)
+		pg_catalog.statement_timestamp()
+		AND (k.status OPERATOR(pg_catalog.=) 'completed'::pg_catalog.text
+			OR k.status OPERATOR(pg_catalog.=) 'failed'::pg_catalog.text
+			OR (k.status OPERATOR(pg_catalog.=) 'in_progress'::pg_catalog.text
+				AND k.locked_until OPERATOR(pg_catalog.<=) pg_catalog.statement_timestamp()
+				AND k.hold_if_abandoned IS NOT TRUE))) AS expired,
+	pg_catalog.min(k.created_at) AS oldest,
+	pg_catalog.max(k.created_at) AS newest
+FROM idempotency.idempotency_keys AS k
+GROUP BY k.scope, k.operation, k.status;
+COMMENT ON VIEW idempotency.keys_by_scope IS
+	'Number of keys by scope, operation and status; reads the whole table';
+COMMENT ON COLUMN idempotency.keys_by_scope.scope IS
+	'Who asks';
+COMMENT ON COLUMN idempotency.keys_by_scope.operation IS
+	'The operation';
+COMMENT ON COLUMN idempotency.keys_by_scope.status IS
+	'completed, in_progress, failed or held';
+COMMENT ON COLUMN idempotency.keys_by_scope.keys IS
+	'Number of rows';
+COMMENT ON COLUMN idempotency.keys_by_scope.expired IS
+	'How many of them have expired and wait to be deleted';
+COMMENT ON COLUMN idempotency.keys_by_scope.oldest IS
+	'First claim of the oldest';
+COMMENT ON COLUMN idempotency.keys_by_scope.newest IS
+	'First claim of the newest';
+
 CREATE VIEW idempotency.abandoned AS
 SELECT k.scope, k.operation, k.key,
 	CASE WHEN k.hold_if_abandoned THEN 'held'::pg_catalog.text ELSE k.status END AS status,
@@ -1098,9 +1145,6 @@ REVOKE ALL ON ALL TABLES IN SCHEMA idempotency FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA idempotency FROM PUBLIC;
 REVOKE ALL ON TYPE idempotency.claim_result, idempotency.replay_result,
 	idempotency.lookup_result FROM PUBLIC;
--- The row types of the relations, which PUBLIC could use by default.
-REVOKE ALL ON TYPE idempotency.idempotency_keys, idempotency.lock_secret, idempotency.policies,
-	idempotency.role_bindings, idempotency.cleanup_runs, idempotency.stats,
-	idempotency.keys_by_operation, idempotency.abandoned,
-	idempotency.effective_policies FROM PUBLIC;
+-- Not on the row types of tables and views: they show nothing, and pg_dump, which
+-- does not know of such privileges, would warn of each.
 REVOKE ALL ON SCHEMA idempotency FROM PUBLIC;

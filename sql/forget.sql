@@ -117,3 +117,18 @@ SELECT idempotency.forget_scope('forget', true);
 SELECT idempotency.complete('forget', 'scope', 'own', 200) > now() AS done;
 COMMIT;
 SELECT status FROM idempotency.lookup('forget', 'scope', 'own');
+
+-- A table that inherits from ours is not ours to delete from, be the call
+-- refused or not.
+BEGIN;
+CREATE TABLE public.forget_child () INHERITS (idempotency.idempotency_keys);
+INSERT INTO public.forget_child (scope, operation, key, status, attempt, created_at, expires_at)
+VALUES ('forget child', 'op', 'k', 'completed', 1, now(), now() + interval '1 hour');
+DO $$
+BEGIN
+	PERFORM idempotency.forget_scope('forget child', true);
+EXCEPTION WHEN object_not_in_prerequisite_state THEN
+	NULL;
+END $$;
+SELECT count(*) AS still_there FROM public.forget_child;
+ROLLBACK;

@@ -188,6 +188,40 @@ SELECT * FROM idempotency.once_batch('once_batch', 'op', ARRAY['k']);
 ROLLBACK;
 SELECT status FROM idempotency.lookup('once_batch', 'op', 'k');
 
+-- No two keys of a batch expire at the same moment, and none before its time,
+-- whichever way they are put in: clean-up goes by the moment of expiry.
+CREATE FUNCTION pg_temp.spread(batch text) RETURNS TABLE (keys bigint, moments bigint, early bigint, late bigint) LANGUAGE sql VOLATILE AS $$
+	SELECT count(*), count(DISTINCT expires_at), count(*) FILTER (WHERE expires_at < created_at + '1 hour'),
+		count(*) FILTER (WHERE expires_at >= created_at + '1 hour 3 ms')
+	FROM idempotency.idempotency_keys WHERE scope = 'once_batch' AND operation = batch $$;
+SELECT count(*) FROM idempotency.once_batch('once_batch', 'spread', ARRAY(SELECT g::text FROM generate_series(1, 3000) AS g), ttl => '1 hour');
+SELECT * FROM pg_temp.spread('spread');
+BEGIN;
+CREATE TRIGGER annotate BEFORE INSERT ON idempotency.idempotency_keys FOR EACH ROW EXECUTE FUNCTION pg_temp.annotate();
+SELECT count(*) FROM idempotency.once_batch('once_batch', 'spread by SQL', ARRAY(SELECT g::text FROM generate_series(1, 3000) AS g), ttl => '1 hour');
+SELECT * FROM pg_temp.spread('spread by SQL');
+ROLLBACK;
+UPDATE idempotency.idempotency_keys SET expires_at = now() - interval '1 s' WHERE scope = 'once_batch' AND operation = 'spread';
+SELECT count(*) FILTER (WHERE first) AS first_again FROM idempotency.once_batch('once_batch', 'spread', ARRAY(SELECT g::text FROM generate_series(1, 3000) AS g), ttl => '1 hour');
+SELECT * FROM pg_temp.spread('spread');
+
+-- More keys than a call takes.
+SELECT count(*) FROM idempotency.once_batch('once_batch', 'op', array_fill('k'::text, ARRAY[10000001]));
+\echo :SQLSTATE
+-- What a large array costs before anything is written can be cancelled: here the
+-- table is missing, and that would be the next thing to be noticed.
+CREATE TEMP TABLE large (keys text[]);
+ALTER TABLE large ALTER keys SET STORAGE EXTERNAL;
+INSERT INTO large SELECT array_agg(md5(g::text)) FROM generate_series(1, 1000000) AS g;
+BEGIN;
+SELECT count(*) FROM idempotency.once_batch('once_batch', 'op', '{}');
+ALTER TABLE idempotency.idempotency_keys RENAME TO away;
+SET LOCAL statement_timeout = '100 ms';
+SELECT count(*) FROM large, idempotency.once_batch('once_batch', 'op', keys);
+\echo :SQLSTATE
+ROLLBACK;
+DROP TABLE large;
+
 SELECT idempotency.forget_scope('once_batch', true) > 2000 AS forgotten;
 
 -- One key that a claim holds up need not hold up the others: skip_undecided

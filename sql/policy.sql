@@ -105,5 +105,35 @@ SELECT * FROM pg_temp.error_of('SELECT idempotency.drop_policy(NULL)');
 SELECT * FROM pg_temp.error_of('SET TRANSACTION READ ONLY; SELECT idempotency.set_policy(''o'')');
 SELECT count(*) FROM idempotency.policies WHERE operation = 'o';
 
+-- The table refuses the same, whoever writes it: a negative lifetime would make
+-- every key expire at once.
+SELECT c.name, e.code FROM (VALUES ('ttl', $$'0'$$), ('failed_ttl', $$'-1 s'$$), ('response_ttl', $$'1 month -30 days'$$), ('lease', $$'-1 day'$$),
+	('max_attempts', '0')) AS c(name, value),
+	LATERAL pg_temp.error_of(format('INSERT INTO idempotency.policies (operation, %1$I) VALUES (%1$L, %2$s)', c.name, c.value)) AS e ORDER BY 1;
+SELECT conname, pg_get_constraintdef(oid), obj_description(oid, 'pg_constraint') IS NOT NULL AS explained
+FROM pg_constraint WHERE conrelid = 'idempotency.policies'::regclass AND contype IN ('c', 'p') ORDER BY conname;
+-- Where the constraints are gone, it counts as not given.
+BEGIN;
+DO $$
+DECLARE
+	name text;
+BEGIN
+	FOR name IN SELECT conname FROM pg_constraint WHERE conrelid = 'idempotency.policies'::regclass AND contype = 'c' LOOP
+		EXECUTE format('ALTER TABLE idempotency.policies DROP CONSTRAINT %I', name);
+	END LOOP;
+END $$;
+INSERT INTO idempotency.policies (operation, ttl, failed_ttl, response_ttl, lease, max_attempts)
+VALUES ('policy by hand', '-1 h', '-1 h', '-1 h', '-1 h', -1);
+SELECT outcome, pg_temp.hours(expires_at, created_at) FROM idempotency.claim('policy', 'policy by hand', 'a', lease => '1 h');
+UPDATE idempotency.idempotency_keys SET lease_ms = NULL, locked_until = now() + interval '10 s' WHERE scope = 'policy' AND operation = 'policy by hand';
+SELECT round(extract(epoch FROM idempotency.extend('policy', 'policy by hand', 'a', token => token) - now()), -1) AS lease,
+	idempotency.fail('policy', 'policy by hand', 'a', 'no', token => token)
+FROM idempotency.idempotency_keys WHERE scope = 'policy' AND operation = 'policy by hand';
+SELECT status, pg_temp.hours(expires_at, now()) FROM idempotency.lookup('policy', 'policy by hand', 'a');
+SELECT outcome FROM idempotency.claim('policy', 'policy by hand', 'b');
+SELECT idempotency.complete('policy', 'policy by hand', 'b', 200, 'kept') > now() AS done;
+SELECT response_body FROM idempotency.replay('policy', 'policy by hand', 'b');
+ROLLBACK;
+
 SELECT idempotency.drop_policy('policy brief');
 SELECT idempotency.forget_scope('policy', force => true);

@@ -16,6 +16,18 @@ RESET client_min_messages;
 SELECT count(*) FROM idempotency.keys_by_operation;
 SELECT check_name, status, value, threshold FROM idempotency.health() WHERE check_name NOT IN ('worker', 'last_cleanup') ORDER BY check_name;
 SELECT status, value IS NOT NULL AS has_value, threshold, detail FROM idempotency.health() WHERE check_name = 'worker';
+-- No clean-up has run: that matters once something has been waiting for it.
+-- (The worker may have been here already; then there is a record of it.)
+BEGIN;
+DELETE FROM idempotency.cleanup_runs;
+SELECT status, value, threshold, detail FROM idempotency.health() WHERE check_name = 'last_cleanup';
+INSERT INTO idempotency.idempotency_keys (created_at, expires_at, attempt, scope, operation, key, status)
+VALUES (now() - interval '2 days', now() - interval '2 hours', 1, 's', 'fresh', 'expired', 'completed'),
+	(now() - interval '2 days', now() - interval '2 days', 1, 's', 'fresh', 'held', 'held');
+SELECT status, value, threshold, detail FROM idempotency.health() WHERE check_name = 'last_cleanup';
+UPDATE idempotency.idempotency_keys SET expires_at = now() - interval '4 hours' WHERE key = 'expired';
+SELECT status, value, threshold, detail FROM idempotency.health() WHERE check_name = 'last_cleanup';
+ROLLBACK;
 
 BEGIN;
 SELECT outcome FROM idempotency.claim('s', 'charge', 'done');
@@ -36,6 +48,9 @@ SELECT outcome FROM idempotency.claim('s', 'long', 'leased', ttl => '1 microseco
 SELECT outcome FROM idempotency.claim('s', 'long', 'abandoned', ttl => '1 microsecond', lease => '1 microsecond', hold_if_abandoned => true);
 SELECT outcome FROM idempotency.claim('s', 'long', 'lapsed', ttl => '1 microsecond', lease => '1 microsecond');
 SELECT operation, status, keys, expired, oldest <= newest AS ordered FROM idempotency.keys_by_operation ORDER BY 1, 2;
+SELECT outcome FROM idempotency.claim('other scope', 'charge', 'leased', lease => '1 h');
+SELECT scope, operation, status, keys, expired, oldest <= newest AS ordered FROM idempotency.keys_by_scope ORDER BY 1, 2, 3;
+SELECT idempotency.forget_scope('other scope', force => true);
 SELECT scope, operation, key, status, token IS NOT NULL AS token, attempt, recovery_point, state, last_error, note,
 	claimed_at >= created_at AS claimed, checkpointed_at IS NOT NULL AS checkpointed
 FROM idempotency.abandoned ORDER BY operation, key;

@@ -47,7 +47,13 @@
  */
 #define MAX_ROUNDS 100
 
-/* A batch of distinct keys in the order of the index, and what became of each. */
+/*
+ * A batch of distinct keys in the order of the index, and what became of each.
+ *
+ * Each key expires a microsecond after the one before it. Clean-up goes along the
+ * moments of expiry and remembers the last one; a hundred thousand keys of the
+ * same moment would give it nothing to remember.
+ */
 typedef struct Batch
 {
 	text *scope;
@@ -55,11 +61,11 @@ typedef struct Batch
 	Datum *keys;
 	int nkeys;
 	TimestampTz now;
-	TimestampTz expires_at;
-	bool *first;   /* put in by us */
-	bool *again;   /* not put in: to be looked at */
-	int64 *tokens; /* what a row had that is to be replaced; 0: none */
-	bool *open;    /* undecided or held */
+	TimestampTz expires_at; /* of the first */
+	bool *first;            /* put in by us */
+	bool *again;            /* not put in: to be looked at */
+	int64 *tokens;          /* what a row had that is to be replaced; 0: none */
+	bool *open;             /* undecided or held */
 	bool undecided;
 	bool held;
 } Batch;
@@ -228,6 +234,7 @@ insert_new(Batch *batch, Relation table)
 	for (int i = 0; unconstrained && i < batch->nkeys; i++)
 	{
 		KeyRowSet(&row, KEY_KEY, batch->keys[i]);
+		KeyRowSet(&row, KEY_EXPIRES_AT, TimestampTzGetDatum(batch->expires_at + i));
 		for (;;)
 		{
 			CHECK_FOR_INTERRUPTS();
@@ -277,7 +284,10 @@ mark_first(void *state)
 	Batch *batch = state;
 
 	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
 		batch->first[position_of(batch, PointerGetDatum(DatumGetTextPP(idem_statement_value(i, 1))))] = true;
+	}
 }
 
 static void
@@ -290,6 +300,7 @@ judge_existing(void *state)
 		int position = position_of(batch, PointerGetDatum(DatumGetTextPP(idem_statement_value(i, 1))));
 		char *status = TextDatumGetCString(idem_statement_value(i, 2));
 
+		CHECK_FOR_INTERRUPTS();
 		batch->tokens[position] = DatumGetInt64(idem_statement_value(i, 4));
 		if (DatumGetBool(idem_statement_value(i, 3)))
 			continue;
@@ -320,6 +331,7 @@ execute(KeyStatement statement, Batch *batch, const bool *marked,
 
 	for (int i = 0; i < batch->nkeys; i++)
 	{
+		CHECK_FOR_INTERRUPTS();
 		if (!marked[i])
 			continue;
 		keys[number] = batch->keys[i];
@@ -338,7 +350,7 @@ execute(KeyStatement statement, Batch *batch, const bool *marked,
 /*
  * Puts in completed rows for keys that are distinct and sorted as
  * idem_batch_order() says, and notes in "first" (all false) which are there for
- * the first time.
+ * the first time. They expire from expires_at on, one after the other.
  *
  * New keys first; then a look at those that were there already; then what of
  * these has expired or failed is replaced. Batches that overlap meet in the same
@@ -384,6 +396,7 @@ idem_batch_insert(text *scope, text *operation, Datum *keys, int nkeys,
 	}
 	for (int i = 0; i < nkeys; i++)
 	{
+		CHECK_FOR_INTERRUPTS();
 		batch.again[i] = !first[i];
 		left += batch.again[i];
 	}

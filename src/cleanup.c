@@ -10,7 +10,9 @@
  * batches are short transactions, between which nothing is held, no lock and
  * no snapshot. They are small, because a claim's commit cannot be flushed
  * without what clean-up has written to the WAL before it: with batches of 5,000
- * keys one claim in a hundred waited eight times as long (bench/README.md).
+ * keys one claim in a hundred waited eight times as long (bench/README.md). For
+ * the same reason nobody waits until a batch is on disk: what a crash undoes is
+ * deleted again.
  *
  *-------------------------------------------------------------------------
  */
@@ -29,9 +31,6 @@
 
 /* cleanup_runs remembers so many. */
 #define RUNS_KEPT 1000
-
-/* cleanup() lists so many keys at a time, to bound its memory. */
-#define KEYS_PER_STATEMENT INT64CONST(10000)
 
 /*
  * Whether this database has the extension at all.
@@ -61,22 +60,22 @@ idem_cleanup_in_the_way(void)
 /*
  * One batch, in the current transaction, which is the caller's to commit.
  * Adds to what *cleanup says and returns whether more is left; *progress, at first
- * IDEM_NO_PROGRESS, is how far the run has come.
+ * IDEM_NO_PROGRESS, is how far the run has come. "now" is the moment up to which
+ * lifetimes and leases are over; the clock, for those who believe it.
  *
  * Errors: 55000 the table is not as expected; any that deleting may raise.
  */
 bool
-idem_cleanup_batch(IdemCleanup *cleanup, IdemProgress *progress)
+idem_cleanup_batch(IdemCleanup *cleanup, IdemProgress *progress, TimestampTz now)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	int64 deleted = idem_keys_delete_expired(&progress->expired, now, now, idem_cleanup_batch_size);
+	int64 deleted = idem_keys_delete_expired(&progress->expired, now, idem_cleanup_batch_size);
 	int64 redacted = idem_keys_redact_due(&progress->due, now, idem_cleanup_batch_size);
 
 	cleanup->deleted += deleted;
 	cleanup->redacted += redacted;
 	cleanup->batches++;
 	idem_stats_count(IDEM_DELETED, deleted);
-	return deleted == idem_cleanup_batch_size || redacted == idem_cleanup_batch_size;
+	return progress->expired.more || progress->due.more;
 }
 
 /*
@@ -126,48 +125,60 @@ PG_FUNCTION_INFO_V1(idempotency_cleanup);
 
 /*
  * SQL cleanup(): deletes here and now, in the caller's transaction, and says
- * how many.
+ * how many. Whether its commit is flushed is up to the caller.
  *
- * Errors: 22023 negative arguments; 25006 read-only.
+ * Errors: 22023, 22001 arguments; 42501 a scope that the role may not use; 25006
+ * read-only.
  */
 Datum
 idempotency_cleanup(PG_FUNCTION_ARGS)
 {
 	int64 older_than;
-	int64 left = PG_ARGISNULL(1) ? PG_INT64_MAX : PG_GETARG_INT64(1);
-	int64 deleted = 0;
+	int64 max_rows = PG_ARGISNULL(1) ? PG_INT64_MAX : PG_GETARG_INT64(1);
+	text *scope = PG_ARGISNULL(2) ? NULL : PG_GETARG_TEXT_PP(2);
+	text *operation = PG_ARGISNULL(3) ? NULL : PG_GETARG_TEXT_PP(3);
 	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz before;
-	TimestampTz from = DT_NOBEGIN;
+	int64 deleted;
 
 	idem_require_writable("cleanup");
 	older_than = idem_duration(fcinfo, 0, "older_than", 0, PG_INT64_MAX, 0);
-	if (left < 0)
+	if (max_rows < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("max_rows must not be negative"),
 				 errhint("Leave it out to delete everything that has expired.")));
-	before = idem_time_after(now, -older_than, "older_than");
-
-	while (left > 0)
+	if (scope != NULL)
 	{
-		int64 batch = Min(left, KEYS_PER_STATEMENT);
-		int64 gone = idem_keys_delete_expired(&from, before, now, batch);
-
-		deleted += gone;
-		left -= gone;
-		if (gone < batch)
-			break;
-		CHECK_FOR_INTERRUPTS();
+		idem_check_identity_part(scope, "scope");
+		idem_binding_check(scope);
 	}
+	if (operation != NULL)
+		idem_check_identity_part(operation, "operation");
+
+	deleted = idem_keys_cleanup(scope, operation, idem_time_after(now, -older_than, "older_than"),
+								now, max_rows);
 	idem_stats_count(IDEM_DELETED, deleted);
 	PG_RETURN_INT64(deleted);
+}
+
+/*
+ * Nobody has to wait until the transaction that begins here is on disk. It keeps
+ * what the session has set if somebody has written in it before, which is not
+ * ours to risk. The setting ends with the transaction.
+ */
+static void
+commit_asynchronously(void)
+{
+	if (!TransactionIdIsValid(GetTopTransactionIdIfAny()))
+		(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
 }
 
 PG_FUNCTION_INFO_V1(idempotency_maintain);
 
 /*
- * SQL maintain(): the whole of maintenance, committing each batch. The user
+ * SQL maintain(): the whole of maintenance, committing each batch. It believes
+ * the clock. The user
  * and the security context are what they were on entry whenever it commits;
  * the server insists on that.
  *
@@ -194,8 +205,10 @@ idempotency_maintain(PG_FUNCTION_ARGS)
 	cleanup.started_at = GetCurrentTimestamp();
 	while (more)
 	{
+		commit_asynchronously();
 		PushActiveSnapshot(GetTransactionSnapshot());
-		more = !idem_cleanup_in_the_way() && idem_cleanup_batch(&cleanup, &progress);
+		more = !idem_cleanup_in_the_way() &&
+			idem_cleanup_batch(&cleanup, &progress, GetCurrentTimestamp());
 		if (!more)
 			idem_cleanup_record(&cleanup, "maintain");
 		PopActiveSnapshot();

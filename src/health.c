@@ -60,14 +60,14 @@ report_number(Health *health, const char *check, int64 value, int64 threshold,
 }
 
 /*
- * The number that a query on one of our tables returns, as that table's owner.
- * It has to walk an index, also where the table was never analyzed.
+ * The number that a query on one of our tables returns, as that table's owner; its
+ * $1 is the present, its $2 what the caller gives. It has to walk an index, also where the table was never analyzed.
  */
 static int64
-number_on(const char *table, const char *sql, int64 limit)
+number_on(const char *table, const char *sql, int64 argument)
 {
 	Oid types[2] = {TIMESTAMPTZOID, INT8OID};
-	Datum values[2] = {TimestampTzGetDatum(GetCurrentTimestamp()), Int64GetDatum(limit)};
+	Datum values[2] = {TimestampTzGetDatum(GetCurrentTimestamp()), Int64GetDatum(argument)};
 	int64 result;
 	int settings = NewGUCNestLevel();
 
@@ -140,7 +140,8 @@ check_worker(Health *health)
 
 /*
  * When clean-up last ran here, by whomever: seconds ago, against three
- * intervals. A server that has only just started has not had the time.
+ * intervals. Where it has never run, what matters is whether anything has been
+ * waiting for it that long: a fresh database has not had the time.
  */
 static void
 check_last_cleanup(Health *health)
@@ -157,8 +158,18 @@ check_last_cleanup(Health *health)
 
 	if (idem_stats_last_cleanup(&last) && last.failed)
 		report(health, "last_cleanup", "critical", age >= 0, age, threshold, last.message);
+	else if (age < 0 &&
+			 number("SELECT pg_catalog.count(*) FROM (SELECT FROM ONLY idempotency.idempotency_keys AS k"
+					" WHERE k.expires_at OPERATOR(pg_catalog.<=)"
+					" ($1 OPERATOR(pg_catalog.-) pg_catalog.make_interval(secs => $2::pg_catalog.float8))"
+					" AND (k.status OPERATOR(pg_catalog.=) 'completed'::pg_catalog.text"
+					" OR k.status OPERATOR(pg_catalog.=) 'failed'::pg_catalog.text) LIMIT 1) AS e",
+					threshold) > 0)
+		report(health, "last_cleanup", "warn", false, 0, threshold,
+			   "No clean-up has run here yet, though keys have been expired for longer than the threshold.");
 	else if (age < 0)
-		report(health, "last_cleanup", "warn", false, 0, threshold, "No clean-up has run here yet.");
+		report(health, "last_cleanup", "ok", false, 0, threshold,
+			   "No clean-up has run here yet, and nothing has been waiting for it.");
 	else
 		report(health, "last_cleanup", age > threshold ? "warn" : "ok", true, age, threshold,
 			   age > threshold ? "Seconds since the last clean-up; it should run more often." : NULL);

@@ -288,12 +288,25 @@ extern bool idem_keys_update(KeyRow *row, const KeyRow *old);
 extern void idem_keys_write(KeyRow *row, const KeyRow *old);
 extern bool idem_keys_delete(const KeyRow *old);
 extern uint64 idem_keys_delete_scope(text *scope, bool force);
-extern uint64 idem_keys_redact_due(TimestampTz *from, TimestampTz now, int64 max_rows);
+
+/*
+ * How far a walk along the moments at which keys expire, or responses are due,
+ * has come.
+ */
+typedef struct IdemWalk
+{
+	TimestampTz from; /* what comes before is done */
+	int64 rows;       /* take so many at least: many are of that moment */
+	bool more;        /* not at its end */
+} IdemWalk;
+
+extern uint64 idem_keys_redact_due(IdemWalk *walk, TimestampTz now, int64 batch);
 extern List *idem_keys_abandoned(text *operation, int64 max_rows, int64 seen);
 extern uint64 idem_keys_redact_scope(text *scope);
 extern void idem_keys_set_failed(KeyRow *row, int64 retry_in, int64 failed_ttl);
-extern uint64 idem_keys_delete_expired(TimestampTz *from, TimestampTz before,
-									   TimestampTz now, int64 max_rows);
+extern uint64 idem_keys_delete_expired(IdemWalk *walk, TimestampTz now, int64 batch);
+extern uint64 idem_keys_cleanup(text *scope, text *operation, TimestampTz before,
+								TimestampTz now, int64 max_rows);
 extern int64 idem_keys_next_token(int64 floor);
 extern const char *idem_keys_status_name(KeyStatus status);
 extern bool idem_keys_expired(const KeyRow *row, TimestampTz now);
@@ -311,6 +324,10 @@ typedef enum KeyStatement
 	STATEMENT_DELETE,
 	STATEMENT_DELETE_SCOPE,
 	STATEMENT_DELETE_EXPIRED,
+	STATEMENT_CLEANUP,
+	STATEMENT_CLEANUP_OPERATION,
+	STATEMENT_CLEANUP_SCOPE,
+	STATEMENT_CLEANUP_SCOPE_OPERATION,
 	STATEMENT_REDACT_DUE,
 	STATEMENT_REDACT_SCOPE,
 	STATEMENT_ABANDONED,
@@ -472,6 +489,19 @@ typedef struct IdemWaiter
 	uint64 hash;
 } IdemWaiter;
 
+/*
+ * What the launcher believes of the wall clock, as what that says less what the
+ * monotonic clock says; see worker.c.
+ */
+typedef struct IdemClock
+{
+	bool known;
+	int64 offset; /* believed */
+	bool jumped;
+	int64 ahead;       /* what it is now, not yet believed */
+	int64 ahead_since; /* by the monotonic clock */
+} IdemClock;
+
 #define IDEM_MAX_DATABASES 1024
 #define IDEM_NWAKEUPS 128
 
@@ -482,6 +512,7 @@ typedef struct IdemShared
 	pid_t launcher_pid; /* 0: not running */
 	Latch *launcher_latch;
 	int worker_result; /* of the process that ran last; see worker.c */
+	IdemClock clock;
 	bool round_requested;
 	TimestampTz round_started_at;
 	TimestampTz round_finished_at;
@@ -496,7 +527,7 @@ extern void idem_shared_init(void);
 
 /* stats.c */
 extern IdemDatabase *idem_stats_database(Oid database);
-extern void idem_stats_forget_dropped(const List *databases);
+extern void idem_stats_forget_dropped(bool (*exists)(Oid database));
 extern void idem_stats_count(IdemCounter counter, uint64 number);
 extern void idem_stats_cleanup(const IdemCleanup *cleanup);
 extern bool idem_stats_last_cleanup(IdemCleanup *cleanup);
@@ -546,17 +577,21 @@ extern void idem_wake_waiters(uint64 hash);
 /* cleanup.c */
 typedef struct IdemProgress
 {
-	TimestampTz expired; /* keys that expired before are deleted */
-	TimestampTz due;     /* responses that were due before are removed */
+	IdemWalk expired; /* deleting keys */
+	IdemWalk due;     /* removing responses */
 } IdemProgress;
 
-#define IDEM_NO_PROGRESS       \
-	{                          \
-		DT_NOBEGIN, DT_NOBEGIN \
+#define IDEM_NO_PROGRESS        \
+	{                           \
+		{DT_NOBEGIN, 0, true},  \
+		{                       \
+			DT_NOBEGIN, 0, true \
+		}                       \
 	}
 
 extern bool idem_cleanup_installed(void);
-extern bool idem_cleanup_batch(IdemCleanup *cleanup, IdemProgress *progress);
+extern bool idem_cleanup_batch(IdemCleanup *cleanup, IdemProgress *progress,
+							   TimestampTz now);
 extern void idem_cleanup_record(IdemCleanup *cleanup, const char *by);
 extern bool idem_cleanup_in_the_way(void);
 

@@ -178,7 +178,11 @@ idem_keys_find(const KeyIdentity *id, KeyRead how, bool with_response,
 }
 
 /*
- * Whether another transaction has locked the row in the slot, to write it.
+ * Whether another running transaction holds a lock on the row in the slot that
+ * an update of ours would have to wait for. KEY SHARE, by which a foreign key
+ * holds on to a row that it refers to, is not one: no claim changes the columns
+ * of the key. Several lockers are a multixact, whose members count one by one;
+ * this transaction may be among them.
  */
 static bool
 locked_by_other(TupleTableSlot *slot)
@@ -186,6 +190,9 @@ locked_by_other(TupleTableSlot *slot)
 	BufferHeapTupleTableSlot *stored = (BufferHeapTupleTableSlot *) slot;
 	TransactionId xmax;
 	uint16 mask;
+	MultiXactMember *members;
+	int nmembers;
+	bool result = false;
 
 	if (!TTS_IS_BUFFERTUPLE(slot))
 		return false;
@@ -196,10 +203,19 @@ locked_by_other(TupleTableSlot *slot)
 
 	if (mask & HEAP_XMAX_INVALID)
 		return false;
-	if (mask & HEAP_XMAX_IS_MULTI)
-		return MultiXactIdIsRunning(xmax, HEAP_XMAX_IS_LOCKED_ONLY(mask));
-	return !TransactionIdIsCurrentTransactionId(xmax) &&
-		TransactionIdIsInProgress(xmax);
+	if (!(mask & HEAP_XMAX_IS_MULTI))
+		return !(HEAP_XMAX_IS_LOCKED_ONLY(mask) && HEAP_XMAX_IS_KEYSHR_LOCKED(mask)) &&
+			!TransactionIdIsCurrentTransactionId(xmax) &&
+			TransactionIdIsInProgress(xmax);
+
+	nmembers = GetMultiXactIdMembers(xmax, &members, false, HEAP_XMAX_IS_LOCKED_ONLY(mask));
+	for (int i = 0; i < nmembers && !result; i++)
+		result = members[i].status != MultiXactStatusForKeyShare &&
+			!TransactionIdIsCurrentTransactionId(members[i].xid) &&
+			TransactionIdIsInProgress(members[i].xid);
+	if (nmembers > 0)
+		pfree(members);
+	return result;
 }
 
 /*
@@ -357,42 +373,92 @@ idem_keys_delete_scope(text *scope, bool force)
 	return execute(STATEMENT_DELETE_SCOPE, values, NULL);
 }
 
+/*
+ * A step of a walk takes no more rows than this because many are of one moment.
+ */
+#define MOST_ROWS_OF_ONE_MOMENT INT64CONST(100000)
+
 static void
 note_progress(void *state)
 {
-	TimestampTz *last = state;
+	IdemWalk *walk = state;
 
 	for (uint64 i = 0; i < SPI_processed; i++)
-		*last = Max(*last, DatumGetTimestampTz(idem_statement_value(i, 1)));
+	{
+		CHECK_FOR_INTERRUPTS();
+		walk->from = Max(walk->from, DatumGetTimestampTz(idem_statement_value(i, 1)));
+	}
 }
 
 /*
- * Deletes at most max_rows keys that expired before a moment, the oldest first.
- * Skips what somebody else is writing, and never touches a key that is held or
- * live in its last version. *from is where to begin in the order of expiry, and
- * becomes where to go on; DT_NOBEGIN begins at the beginning.
+ * One step of a walk, which takes "rows" rows unless it comes to its end.
+ *
+ * The index shows what the steps before have taken for as long as any snapshot is
+ * older, and all of the moment at which the last step ended is looked at again.
+ * So a step that does not get beyond that moment is followed by one that takes
+ * twice as many rows: then many rows of one moment are looked at a few times
+ * each, and not once for every step.
  */
-uint64
-idem_keys_delete_expired(TimestampTz *from, TimestampTz before, TimestampTz now,
-						 int64 max_rows)
+static uint64
+walk_on(KeyStatement statement, Datum *values, IdemWalk *walk, int64 rows)
 {
-	Datum values[4] = {TimestampTzGetDatum(before), TimestampTzGetDatum(now),
-					   Int64GetDatum(max_rows), TimestampTzGetDatum(*from)};
+	TimestampTz before = walk->from;
+	uint64 processed = idem_statement_execute(statement, values, NULL, note_progress, walk);
 
-	return idem_statement_execute(STATEMENT_DELETE_EXPIRED, values, NULL, note_progress, from);
+	walk->more = processed == (uint64) rows;
+	walk->rows = walk->more && walk->from == before ? Min(rows * 2, MOST_ROWS_OF_ONE_MOMENT) : 0;
+	return processed;
 }
 
 /*
- * Removes at most max_rows responses that are due to go before their keys, the
- * oldest first; *from as above, in the order in which they are due.
+ * Deletes the next batch of keys that have expired, the oldest first. Skips what
+ * somebody else is writing, and never touches a key that is held or live in its
+ * last version.
  */
 uint64
-idem_keys_redact_due(TimestampTz *from, TimestampTz now, int64 max_rows)
+idem_keys_delete_expired(IdemWalk *walk, TimestampTz now, int64 batch)
 {
-	Datum values[3] = {TimestampTzGetDatum(now), Int64GetDatum(max_rows),
-					   TimestampTzGetDatum(*from)};
+	int64 rows = Max(batch, walk->rows);
+	Datum values[4] = {TimestampTzGetDatum(now), TimestampTzGetDatum(now),
+					   Int64GetDatum(rows), TimestampTzGetDatum(walk->from)};
 
-	return idem_statement_execute(STATEMENT_REDACT_DUE, values, NULL, note_progress, from);
+	return walk_on(STATEMENT_DELETE_EXPIRED, values, walk, rows);
+}
+
+/*
+ * Removes the next batch of responses that are due to go before their keys, the
+ * oldest first.
+ */
+uint64
+idem_keys_redact_due(IdemWalk *walk, TimestampTz now, int64 batch)
+{
+	int64 rows = Max(batch, walk->rows);
+	Datum values[3] = {TimestampTzGetDatum(now), Int64GetDatum(rows),
+					   TimestampTzGetDatum(walk->from)};
+
+	return walk_on(STATEMENT_REDACT_DUE, values, walk, rows);
+}
+
+/*
+ * Deletes, in one statement, at most max_rows keys that had expired at the moment
+ * "before": of a scope, of an operation, of both, or where they are NULL all.
+ * Without a scope the oldest go first. Skips and spares what
+ * idem_keys_delete_expired() does.
+ */
+uint64
+idem_keys_cleanup(text *scope, text *operation, TimestampTz before, TimestampTz now,
+				  int64 max_rows)
+{
+	Datum values[5] = {TimestampTzGetDatum(before), TimestampTzGetDatum(now),
+					   Int64GetDatum(max_rows), PointerGetDatum(scope), PointerGetDatum(operation)};
+	char nulls[5] = {' ', ' ', ' ', scope == NULL ? 'n' : ' ', operation == NULL ? 'n' : ' '};
+	KeyStatement statement;
+
+	if (scope == NULL)
+		statement = operation == NULL ? STATEMENT_CLEANUP : STATEMENT_CLEANUP_OPERATION;
+	else
+		statement = operation == NULL ? STATEMENT_CLEANUP_SCOPE : STATEMENT_CLEANUP_SCOPE_OPERATION;
+	return execute(statement, values, nulls);
 }
 
 /*

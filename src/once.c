@@ -9,7 +9,9 @@
  * because a transaction of a hundred thousand keys would exhaust the server's
  * lock table. It inserts in the order of the keys and lets the unique index
  * decide; two overlapping batches meet their common keys in the same order,
- * so one waits for the other and neither deadlocks.
+ * so one waits for the other and neither deadlocks. An array can be large enough
+ * to keep the processor busy for long before the first key is written, so all
+ * loops over it can be interrupted.
  *
  *-------------------------------------------------------------------------
  */
@@ -62,6 +64,12 @@ idempotency_once(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(answer.outcome == CLAIM_CLAIMED);
 }
 
+/*
+ * Most keys of one call. What a call keeps for each of them stays well below the
+ * largest allocation, and a transaction that writes more is better divided.
+ */
+#define MAX_BATCH_KEYS 10000000
+
 typedef struct BatchKey
 {
 	text *key;
@@ -69,7 +77,7 @@ typedef struct BatchKey
 } BatchKey;
 
 static int
-compare_keys(const void *a, const void *b)
+compare_keys(const void *a, const void *b, void *arg pg_attribute_unused())
 {
 	const BatchKey *x = a;
 	const BatchKey *y = b;
@@ -85,8 +93,9 @@ PG_FUNCTION_INFO_V1(idempotency_once_batch);
  * the first time. Of duplicates inside the array the first is. NULL, and only
  * where skip_undecided asks for that: it cannot be said yet.
  *
- * Errors: 22004, 22001, 22023 arguments; 25006 read-only; 40001 above READ
- * COMMITTED; 55006 a claim on one of the keys is undecided; IK005 one is held.
+ * Errors: 22004, 22001, 22023 arguments; 54000 too many keys; 25006 read-only;
+ * 40001 above READ COMMITTED; 55006 a claim on one of the keys is undecided;
+ * IK005 one is held.
  */
 Datum
 idempotency_once_batch(PG_FUNCTION_ARGS)
@@ -95,6 +104,7 @@ idempotency_once_batch(PG_FUNCTION_ARGS)
 	text *scope;
 	text *operation;
 	int64 ttl;
+	ArrayType *array;
 	Datum *elements;
 	bool *nulls;
 	int nelements;
@@ -119,11 +129,19 @@ idempotency_once_batch(PG_FUNCTION_ARGS)
 	ttl = once_ttl(fcinfo, 3, operation);
 	InitMaterializedSRF(fcinfo, 0);
 
-	deconstruct_array(PG_GETARG_ARRAYTYPE_P(2), TEXTOID, -1, false, TYPALIGN_INT,
+	array = PG_GETARG_ARRAYTYPE_P(2);
+	if (ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array)) > MAX_BATCH_KEYS)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("too many keys in one batch"),
+				 errdetail("At most %d are allowed.", MAX_BATCH_KEYS),
+				 errhint("Divide the batch among several calls, better in transactions of their own.")));
+	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT,
 					  &elements, &nulls, &nelements);
 	keys = palloc(sizeof(BatchKey) * Max(nelements, 1));
 	for (int i = 0; i < nelements; i++)
 	{
+		CHECK_FOR_INTERRUPTS();
 		if (nulls[i])
 			ereport(ERROR,
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
@@ -133,12 +151,15 @@ idempotency_once_batch(PG_FUNCTION_ARGS)
 		keys[i].position = i;
 		idem_check_identity_part(keys[i].key, "key");
 	}
-	qsort(keys, nelements, sizeof(BatchKey), compare_keys);
+	qsort_interruptible(keys, nelements, sizeof(BatchKey), compare_keys, NULL);
 
 	distinct = palloc(sizeof(Datum) * Max(nelements, 1));
 	for (int i = 0; i < nelements; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
 		if (i == 0 || !idem_texts_equal(keys[i].key, keys[i - 1].key))
 			distinct[ndistinct++] = PointerGetDatum(keys[i].key);
+	}
 	first = palloc0(sizeof(bool) * Max(ndistinct, 1));
 	if (!PG_ARGISNULL(4) && PG_GETARG_BOOL(4))
 		open = palloc0(sizeof(bool) * Max(ndistinct, 1));
@@ -153,6 +174,7 @@ idempotency_once_batch(PG_FUNCTION_ARGS)
 	{
 		bool is_new = i == 0 || !idem_texts_equal(keys[i].key, keys[i - 1].key);
 
+		CHECK_FOR_INTERRUPTS();
 		if (is_new)
 			d++;
 		answers[keys[i].position] = is_new && first[d];
@@ -168,6 +190,7 @@ idempotency_once_batch(PG_FUNCTION_ARGS)
 		Datum values[2] = {elements[i], BoolGetDatum(answers[i])};
 		bool isnull[2] = {false, undecided[i]};
 
+		CHECK_FOR_INTERRUPTS();
 		tuplestore_putvalues(result->setResult, result->setDesc, values, isnull);
 	}
 	return (Datum) 0;

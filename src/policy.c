@@ -35,13 +35,18 @@ typedef struct PolicyRow
 	IdemPolicy policy;
 } PolicyRow;
 
+/*
+ * What is not positive counts as not given, as 0 does. The table refuses it; but
+ * constraints can be dropped, and a negative lifetime would make every key
+ * expire at once.
+ */
 static int64
 duration_column(TupleTableSlot *slot, int column)
 {
 	bool isnull;
 	Datum value = slot_getattr(slot, column + 1, &isnull);
 
-	return isnull ? 0 : idem_interval_us(DatumGetIntervalP(value));
+	return isnull ? 0 : Max(idem_interval_us(DatumGetIntervalP(value)), 0);
 }
 
 static void *
@@ -59,7 +64,7 @@ read_row(TupleTableSlot *slot)
 	value = slot_getattr(slot, POLICY_HOLD_IF_ABANDONED + 1, &isnull);
 	row->policy.hold_if_abandoned = !isnull && DatumGetBool(value);
 	value = slot_getattr(slot, POLICY_MAX_ATTEMPTS + 1, &isnull);
-	row->policy.max_attempts = isnull ? 0 : DatumGetInt32(value);
+	row->policy.max_attempts = isnull ? 0 : Max(DatumGetInt32(value), 0);
 	return row;
 }
 

@@ -85,6 +85,53 @@ version_types(Oid *types)
 	return 4;
 }
 
+/*
+ * What cleanup() deletes, for each combination of the two arguments that may be
+ * NULL a statement, since a plan is made once for all values. One pass, whose
+ * memory does not depend on how much there is.
+ *
+ * Of all ways the planner shall see only the one that is right for any size: with
+ * a scope, the primary key's entries of it; without, the index on expires_at from
+ * its beginning. And a row that was found is fetched by its ctid. A condition that
+ * ends in IS TRUE is one that no index serves.
+ */
+static void
+append_cleanup(StringInfo sql, bool scope, bool operation)
+{
+	appendStringInfoString(sql, "DELETE FROM ONLY " QUALIFIED_TABLE " AS k"
+								" USING (SELECT c.ctid AS place FROM ONLY " QUALIFIED_TABLE " AS c WHERE ");
+	if (scope)
+		appendStringInfo(sql, "c.scope OPERATOR(pg_catalog.=) $4%s AND (" EXPIRED("c") ") IS TRUE",
+						 operation ? " AND c.operation OPERATOR(pg_catalog.=) $5" : "");
+	else
+		appendStringInfo(sql, EXPIRED("c") "%s ORDER BY c.expires_at",
+						 operation ? " AND (c.operation OPERATOR(pg_catalog.=) $5) IS TRUE" : "");
+	appendStringInfoString(sql, " LIMIT $3 FOR UPDATE SKIP LOCKED) AS d"
+								" WHERE k.ctid OPERATOR(pg_catalog.=) d.place AND (" EXPIRED("k") ") IS TRUE");
+}
+
+/*
+ * Whether a crash may undo what a statement did. What has expired counts as
+ * absent, and what is due is not handed out, be it deleted or not; and whoever
+ * commits a new row afterwards flushes all that was written before.
+ */
+static bool
+may_be_lost(KeyStatement statement)
+{
+	switch (statement)
+	{
+		case STATEMENT_DELETE_EXPIRED:
+		case STATEMENT_CLEANUP:
+		case STATEMENT_CLEANUP_OPERATION:
+		case STATEMENT_CLEANUP_SCOPE:
+		case STATEMENT_CLEANUP_SCOPE_OPERATION:
+		case STATEMENT_REDACT_DUE:
+			return true;
+		default:
+			return false;
+	}
+}
+
 static SPIPlanPtr
 prepare(KeyStatement statement)
 {
@@ -128,7 +175,7 @@ prepare(KeyStatement statement)
 			ntypes = version_types(types);
 			break;
 		case STATEMENT_DELETE_SCOPE:
-			appendStringInfoString(&sql, "DELETE FROM " QUALIFIED_TABLE " AS k"
+			appendStringInfoString(&sql, "DELETE FROM ONLY " QUALIFIED_TABLE " AS k"
 										 " WHERE k.scope OPERATOR(pg_catalog.=) $1"
 										 " AND ($2 OR k.status OPERATOR(pg_catalog.=) 'completed'::pg_catalog.text"
 										 " OR k.status OPERATOR(pg_catalog.=) 'failed'::pg_catalog.text)");
@@ -154,16 +201,34 @@ prepare(KeyStatement statement)
 			types[ntypes++] = INT8OID;
 			types[ntypes++] = TIMESTAMPTZOID;
 			break;
+		case STATEMENT_CLEANUP:
+		case STATEMENT_CLEANUP_OPERATION:
+		case STATEMENT_CLEANUP_SCOPE:
+		case STATEMENT_CLEANUP_SCOPE_OPERATION:
+			append_cleanup(&sql,
+						   statement == STATEMENT_CLEANUP_SCOPE ||
+							   statement == STATEMENT_CLEANUP_SCOPE_OPERATION,
+						   statement == STATEMENT_CLEANUP_OPERATION ||
+							   statement == STATEMENT_CLEANUP_SCOPE_OPERATION);
+			types[ntypes++] = TIMESTAMPTZOID;
+			types[ntypes++] = TIMESTAMPTZOID;
+			types[ntypes++] = INT8OID;
+			types[ntypes++] = TEXTOID;
+			types[ntypes++] = TEXTOID;
+			break;
 		case STATEMENT_REDACT_DUE:
 
-			/* $3 is where the batch before this one ended, as above. */
+			/*
+			 * $3 is where the batch before this one ended, as above. For IS
+			 * TRUE see append_cleanup().
+			 */
 			appendStringInfoString(&sql, "UPDATE ONLY " QUALIFIED_TABLE " AS k SET " REDACTED ", redacted_at = $1, response_expires_at = NULL"
 										 " FROM (SELECT c.ctid AS place, c.response_expires_at AS due FROM ONLY " QUALIFIED_TABLE " AS c"
 										 " WHERE c.response_expires_at OPERATOR(pg_catalog.<=) $1"
 										 " AND c.response_expires_at OPERATOR(pg_catalog.>=) $3"
 										 " ORDER BY c.response_expires_at LIMIT $2 FOR UPDATE SKIP LOCKED) AS d"
 										 " WHERE k.ctid OPERATOR(pg_catalog.=) d.place"
-										 " AND k.response_expires_at OPERATOR(pg_catalog.<=) $1 RETURNING d.due");
+										 " AND (k.response_expires_at OPERATOR(pg_catalog.<=) $1) IS TRUE RETURNING d.due");
 			types[ntypes++] = TIMESTAMPTZOID;
 			types[ntypes++] = INT8OID;
 			types[ntypes++] = TIMESTAMPTZOID;
@@ -194,12 +259,15 @@ prepare(KeyStatement statement)
 
 			/*
 			 * The array comes in the order of the index and is inserted in
-			 * that order: so overlapping batches meet in the same order.
+			 * that order: so overlapping batches meet in the same order. Each
+			 * key expires a microsecond after the one before; see batch.c.
 			 */
 			appendStringInfoString(&sql, "INSERT INTO " QUALIFIED_TABLE " AS k"
 										 " (created_at, expires_at, completed_at, attempt, scope, operation, key, status, token)"
-										 " SELECT $4, $5, $4, 1, $1, $2, u.key, 'completed'::pg_catalog.text, u.token"
-										 " FROM ROWS FROM (pg_catalog.unnest($3), pg_catalog.unnest($6)) AS u(key, token)");
+										 " SELECT $4, $5 OPERATOR(pg_catalog.+) ((u.n OPERATOR(pg_catalog.-) 1)::pg_catalog.float8"
+										 " OPERATOR(pg_catalog.*) '1 microsecond'::pg_catalog.interval),"
+										 " $4, 1, $1, $2, u.key, 'completed'::pg_catalog.text, u.token"
+										 " FROM ROWS FROM (pg_catalog.unnest($3), pg_catalog.unnest($6)) WITH ORDINALITY AS u(key, token, n)");
 			if (statement == STATEMENT_BATCH_INSERT)
 				appendStringInfoString(&sql, " ON CONFLICT (scope, operation, key) DO NOTHING");
 			else
@@ -487,7 +555,7 @@ drop_plans(void)
  * Every transaction that writes a key is flushed to disk locally before it
  * becomes visible, even with synchronous_commit off: a claim that was
  * acknowledged and then lost in a crash would be given twice, with the same
- * token.
+ * token. Clean-up is excepted; see may_be_lost().
  *
  * Errors: 40001 the primary key has another row; 55000 the table is not as
  * expected; whatever else the statement raises, in words that say nothing of a row
@@ -550,7 +618,7 @@ idem_statement_execute(KeyStatement statement, Datum *values, const char *nulls,
 		consume(state);
 	idem_unbecome(&before);
 	table_close(table, NoLock);
-	if (processed > 0 && result != SPI_OK_SELECT)
+	if (processed > 0 && result != SPI_OK_SELECT && !may_be_lost(statement))
 		ForceSyncCommit();
 	return processed;
 }

@@ -56,26 +56,31 @@ clear(IdemDatabase *entry)
 }
 
 /*
- * Frees the entries of databases that are no more. The launcher calls this
- * with the databases that there are.
+ * Frees the entries of databases that are no more; "exists" looks into the
+ * catalog. Each entry is looked up by itself: a list of the databases that was
+ * made before would lack those that have come, and begun to count, since. Only
+ * the launcher calls this, so no entry changes its database meanwhile.
  */
 void
-idem_stats_forget_dropped(const List *databases)
+idem_stats_forget_dropped(bool (*exists)(Oid database))
 {
-	LWLockAcquire(idem_shared->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < IDEM_MAX_DATABASES; i++)
 	{
 		IdemDatabase *entry = &idem_shared->databases[i];
+		Oid database;
 
-		if (OidIsValid(entry->database) &&
-			!list_member_oid(databases, entry->database))
-		{
-			clear(entry);
-			MemSet(&entry->cleanup, 0, sizeof(entry->cleanup));
-			entry->database = InvalidOid;
-		}
+		LWLockAcquire(idem_shared->lock, LW_SHARED);
+		database = entry->database;
+		LWLockRelease(idem_shared->lock);
+		if (!OidIsValid(database) || exists(database))
+			continue;
+
+		LWLockAcquire(idem_shared->lock, LW_EXCLUSIVE);
+		clear(entry);
+		MemSet(&entry->cleanup, 0, sizeof(entry->cleanup));
+		entry->database = InvalidOid;
+		LWLockRelease(idem_shared->lock);
 	}
-	LWLockRelease(idem_shared->lock);
 }
 
 /*

@@ -17,6 +17,13 @@
  * starts a round nor postpones it; a reload that changes the interval counts
  * from the start of the last round.
  *
+ * A wall clock that jumps ahead, and perhaps back, makes keys look expired that
+ * are not, and what is deleted does not come back. So the launcher keeps what the
+ * wall clock says less what the monotonic clock says. If a round finds it ahead
+ * of that, it deletes only what had expired by the clock as it was before, until
+ * the new time has stood for a whole cleanup_interval. The first round after the
+ * start of the server has nothing to compare with and believes what it sees.
+ *
  * Life. Both start only when recovery is over: nothing runs on a standby, and
  * a promotion starts the launcher without a restart. SIGTERM is die(), so
  * that the processes end wherever they are and answer the server's barriers
@@ -40,6 +47,7 @@
 #include "access/xact.h"
 #include "catalog/pg_database.h"
 #include "commands/dbcommands.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "portability/instr_time.h"
@@ -55,6 +63,9 @@
 #include "utils/wait_event.h"
 
 #define RESTART_S 5
+
+/* What the clock is set ahead by at once without being a jump. */
+#define SLEW_US (60 * USECS_PER_SEC)
 
 /* A failing database is left out of at most so many rounds in a row. */
 #define MOST_SKIPPED 24
@@ -116,12 +127,62 @@ launcher_is_gone(int code pg_attribute_unused(), Datum arg pg_attribute_unused()
 }
 
 /*
+ * Looks at the clocks, for the round that begins.
+ */
+static void
+judge_clock(void)
+{
+	IdemClock *clock = &idem_shared->clock;
+	int64 now = monotonic_us();
+	int64 offset = GetCurrentTimestamp() - now;
+	int64 jump = 0;
+
+	LWLockAcquire(idem_shared->lock, LW_EXCLUSIVE);
+	if (!clock->known || offset <= clock->offset + SLEW_US ||
+		(clock->jumped && offset <= clock->ahead + SLEW_US && offset >= clock->ahead - SLEW_US &&
+		 now - clock->ahead_since >= idem_cleanup_interval * USECS_PER_SEC))
+	{
+		clock->known = true;
+		clock->offset = offset;
+		clock->jumped = false;
+	}
+	else if (!clock->jumped || offset > clock->ahead + SLEW_US || offset < clock->ahead - SLEW_US)
+	{
+		clock->jumped = true;
+		clock->ahead = offset;
+		clock->ahead_since = now;
+		jump = offset - clock->offset;
+	}
+	LWLockRelease(idem_shared->lock);
+
+	if (jump > 0)
+		ereport(LOG,
+				(errmsg("idempotency: the clock is ahead of where it was by %lld s", (long long) (jump / USECS_PER_SEC)),
+				 errhint("What has expired only by that is deleted once the clock has stood for \"idempotency.cleanup_interval\".")));
+}
+
+/*
+ * The moment up to which lifetimes are over: what the clock says, but for a jump
+ * that is not believed. Also while a process runs, for however long.
+ */
+static TimestampTz
+believed_now(void)
+{
+	int64 offset;
+
+	LWLockAcquire(idem_shared->lock, LW_SHARED);
+	offset = idem_shared->clock.offset;
+	LWLockRelease(idem_shared->lock);
+	return Min(GetCurrentTimestamp(), monotonic_us() + offset);
+}
+
+/*
  * The databases to visit: those that accept connections and are not
  * templates, are not broken by an interrupted DROP, and are not to be skipped.
- * All that there are go to *existing. Lists are in the caller's context.
+ * The list is in the caller's context.
  */
 static List *
-list_databases(List **existing)
+list_databases(void)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	List *skip = NIL;
@@ -144,7 +205,6 @@ list_databases(List **existing)
 		bool skipped = false;
 		ListCell *cell;
 
-		*existing = lappend_oid(*existing, database->oid);
 		foreach (cell, skip)
 			skipped = skipped || strcmp(lfirst(cell), NameStr(database->datname)) == 0;
 		if (database->datallowconn && !database->datistemplate && !skipped &&
@@ -271,8 +331,8 @@ left_out(HTAB *failing, Oid database)
 static void
 clean_all_databases(HTAB *failing, bool requested)
 {
-	List *existing = NIL;
-	List *databases = list_databases(&existing);
+	List *databases;
+	List *failed = NIL;
 	bool lacking = false;
 	ListCell *cell;
 	HASH_SEQ_STATUS walk;
@@ -282,11 +342,15 @@ clean_all_databases(HTAB *failing, bool requested)
 	idem_shared->round_started_at = GetCurrentTimestamp();
 	LWLockRelease(idem_shared->lock);
 
-	idem_stats_forget_dropped(existing);
+	judge_clock();
+	databases = list_databases();
+	idem_stats_forget_dropped(database_exists);
 	hash_seq_init(&walk, failing);
 	while ((entry = hash_seq_search(&walk)) != NULL)
-		if (!list_member_oid(existing, entry->database))
-			hash_search(failing, &entry->database, HASH_REMOVE, NULL);
+		failed = lappend_oid(failed, entry->database);
+	foreach (cell, failed)
+		if (!database_exists(lfirst_oid(cell)))
+			hash_search(failing, &lfirst_oid(cell), HASH_REMOVE, NULL);
 
 	foreach (cell, databases)
 	{
@@ -408,8 +472,8 @@ pin_settings(void)
 		{"statement_timeout", "0"},
 		{"lock_timeout", "1s"},
 		{"idle_in_transaction_session_timeout", "0"},
-		{"transaction_timeout", "0"}, /* since PostgreSQL 17 */
-		{"synchronous_commit", "local"},
+		{"transaction_timeout", "0"},  /* since PostgreSQL 17 */
+		{"synchronous_commit", "off"}, /* see cleanup.c */
 		{"row_security", "on"},
 		{"session_replication_role", "origin"},
 		{"default_tablespace", ""},
@@ -419,6 +483,18 @@ pin_settings(void)
 	for (int i = 0; i < (int) lengthof(pinned); i++)
 		if (GetConfigOption(pinned[i][0], true, false) != NULL)
 			SetConfigOption(pinned[i][0], pinned[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/*
+ * Keeps as much of a message as there is room for, in whole characters.
+ */
+static void
+keep_message(IdemCleanup *cleanup, const char *message)
+{
+	int length = pg_mbcliplen(message, strlen(message), sizeof(cleanup->message) - 1);
+
+	memcpy(cleanup->message, message, length);
+	cleanup->message[length] = '\0';
 }
 
 /*
@@ -444,7 +520,7 @@ clean_batch(IdemCleanup *cleanup, IdemProgress *progress, bool *more)
 		else if (idem_cleanup_in_the_way())
 			result = WORKER_MADE_WAY;
 		else
-			*more = idem_cleanup_batch(cleanup, progress);
+			*more = idem_cleanup_batch(cleanup, progress, believed_now());
 		PopActiveSnapshot();
 		CommitTransactionCommand();
 	}
@@ -462,7 +538,7 @@ clean_batch(IdemCleanup *cleanup, IdemProgress *progress, bool *more)
 		*more = false; /* it may be COMMIT that failed, with more to do */
 		cleanup->failed = true;
 		cleanup->sqlerrcode = error->sqlerrcode;
-		strlcpy(cleanup->message, error->message, sizeof(cleanup->message));
+		keep_message(cleanup, error->message);
 		FreeErrorData(error);
 		result = WORKER_FAILED;
 	}

@@ -78,6 +78,10 @@ sub check_copy
 	return;
 }
 
+# What is not worth a word in a dump should not be said.
+my ($out, $err) = run_command([ 'pg_dump', '-h', $node->host, '-p', $node->port, '-f', "$directory/quiet.sql", 'postgres' ]);
+is($err, '', 'pg_dump has nothing to complain about');
+
 # The two usual ways.
 $node->safe_psql('postgres', "CREATE DATABASE $_") foreach 'plain', 'custom', 'used';
 $node->command_ok([ 'pg_dump', '--file', "$directory/plain.sql", '-d', 'postgres' ], 'pg_dump');

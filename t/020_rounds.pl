@@ -21,13 +21,20 @@ my $node = new_preloaded_server('rounds');
 sub logged { return scalar(() = server_log($node) =~ /$_[0]/g); }
 
 # "aaa" and "zzz": whatever the order, some good ones come after the bad ones.
-new_database($node, $_, 100) foreach qw(good1 broken failing closed tmpl skipped good2 good3);
+new_database($node, $_, 100) foreach qw(good1 broken failing wordy closed tmpl skipped good2 good3);
 $node->safe_psql('broken', 'ALTER TABLE idempotency.idempotency_keys RENAME TO renamed');
 $node->safe_psql('failing', q{
 	CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
 		$$ BEGIN RAISE EXCEPTION 'no deletions today'; END $$;
 	CREATE TRIGGER refuse BEFORE DELETE ON idempotency.idempotency_keys
 		FOR EACH ROW EXECUTE FUNCTION refuse()});
+# What the planner calls, and what it then says is longer than there is room for,
+# with the last place in the middle of a character.
+$node->safe_psql('wordy', q{
+	CREATE FUNCTION says() RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS 'BEGIN RETURN true; END';
+	CREATE INDEX ON idempotency.idempotency_keys (note) WHERE says();
+	CREATE OR REPLACE FUNCTION says() RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS
+		$$ BEGIN RAISE EXCEPTION '%', 'x' || repeat(U&'\20AC', 100); END $$});
 $node->safe_psql('postgres', q{
 	CREATE DATABASE impostor;
 	ALTER DATABASE closed ALLOW_CONNECTIONS false;
@@ -46,9 +53,13 @@ is(keys_left($node, $_), 0, "$_: no expired key is left") foreach qw(good1 good2
 ok(wait_until(sub { logged('could not clean up database "broken"') && logged('could not clean up database "failing"') }),
 	'a database where the table was renamed, and one with a failing trigger, are reported');
 is($node->safe_psql('failing', 'SELECT sqlstate, error, started_by FROM idempotency.cleanup_runs ORDER BY id DESC LIMIT 1'),
-	'P0001|no deletions today|worker', 'cleanup_runs says why');
+	'P0001|writing the row of a key failed|worker', 'cleanup_runs says as much as can be said');
 is(health_of($node, 'last_cleanup', 'failing')->{status}, 'critical', 'so does health()');
 is(health_of($node, 'last_cleanup', 'good1')->{status}, 'ok', 'which is ok elsewhere');
+ok(wait_until(sub { logged('could not clean up database "wordy"') }, 30), 'a long message is reported');
+is($node->safe_psql('wordy', q{SELECT octet_length(error), error = 'x' || repeat(U&'\20AC', 84) FROM idempotency.cleanup_runs ORDER BY id DESC LIMIT 1}),
+	'253|t', 'as many whole characters of it as there is room for');
+is(logged('DETAIL:  x(\xE2\x82\xAC){84}\n'), 1, 'also in the log');
 like($node->safe_psql('good1', q{SELECT string_agg(database || '|' || last_cleanup_deleted, ' ' ORDER BY database)
 	FROM idempotency.stats WHERE database LIKE 'good%'}),
 	qr/^good1\|100 good2\|100 good3\|100$/, 'and one connection sees what was deleted in all of them');
@@ -78,7 +89,8 @@ cmp_ok($tried, '>=', 1, 'the failing database is tried again');
 cmp_ok($tried, '<=', $rounds / 2, 'but not in every round');
 is(logged('could not clean up database "failing"'), 1, 'and is reported once');
 is(logged('could not clean up database "broken"'), 1, 'as is the broken one');
-is(logged('no deletions today'), 1, 'the reason too');
+is(logged('writing the row of a key failed'), 1, 'the reason too');
+is(logged('no deletions today'), 0, 'but not what the trigger said, which may show the row');
 
 # Switched off, by a reload as well.
 $node->append_conf('postgresql.conf', "idempotency.cleanup_enabled = off");

@@ -52,8 +52,8 @@ cmp_ok($wire->ok("SELECT cardinality(setconfig) FROM pg_db_role_setting s JOIN p
 sub cleaned { return $wire->ok('SELECT count(*) = 0 FROM idempotency.idempotency_keys')->value eq 't'; }
 request_round($node);
 ok(wait_until(\&cleaned), 'a database with hostile settings is cleaned');
-is_deeply($wire->ok('SELECT deleted, batches, sqlstate FROM idempotency.cleanup_runs ORDER BY id DESC LIMIT 1')->rows,
-	[ [ 35, 4, undef ] ], 'and the run recorded') if ok(wait_until(sub {
+is_deeply($wire->ok('SELECT deleted, batches > 1, sqlstate FROM idempotency.cleanup_runs ORDER BY id DESC LIMIT 1')->rows,
+	[ [ 35, 't', undef ] ], 'and the run recorded') if ok(wait_until(sub {
 		$wire->ok('SELECT count(*) FROM idempotency.cleanup_runs WHERE deleted = 35')->value == 1 }), 'the run ends');
 unlike(server_log($node), qr/could not clean up/, 'without a failure');
 # All sessions of a role, too.

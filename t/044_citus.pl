@@ -45,6 +45,7 @@ if ($real)
 			ALTER EXTENSION idempotency DROP TABLE $table;
 			ALTER EXTENSION idempotency DROP VIEW idempotency.abandoned;
 			ALTER EXTENSION idempotency DROP VIEW idempotency.keys_by_operation;
+			ALTER EXTENSION idempotency DROP VIEW idempotency.keys_by_scope;
 			SELECT undistribute_table('$table');
 			CREATE TABLE saved_keys AS TABLE $table;
 			DROP TABLE $table CASCADE;
