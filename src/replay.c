@@ -13,6 +13,7 @@
 
 #include "funcapi.h"
 #include "utils/builtins.h"
+#include "utils/tuplestore.h"
 
 /*
  * Finds a key that is alive. Errors: 22004, 22001, 22023 arguments.
