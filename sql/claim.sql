@@ -2,6 +2,8 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS idempotency;
 RESET client_min_messages;
+-- From 19 on, a context says which lock was waited for.
+\set SHOW_CONTEXT never
 
 CREATE TEMP TABLE ledger (amount int);
 CREATE FUNCTION pg_temp.key_locks() RETURNS bigint LANGUAGE sql AS $$
