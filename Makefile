@@ -40,8 +40,13 @@ check-configured:
 	$(pg_regress_installcheck) $(temporary) $(REGRESS_OPTS) $(REGRESS_CONFIGURED)
 	$(pg_isolation_regress_installcheck) $(temporary) $(ISOLATION_OPTS) $(ISOLATION_CONFIGURED)
 
+# The archive for PGXN, from what is committed.
+DISTVERSION = $(shell sed -n '/"version":/{s/.*"\([0-9.]*\)".*/\1/p;q;}' META.json)
+dist:
+	git archive --format=zip --prefix=$(EXTENSION)-$(DISTVERSION)/ -o $(EXTENSION)-$(DISTVERSION).zip HEAD
+
 # "make print-REGRESS" shows a variable; scripts/test reads the lists so.
 print-%:
 	@echo $($*)
 
-.PHONY: check-configured print-%
+.PHONY: check-configured dist print-%
