@@ -17,8 +17,9 @@
 #include "utils/numeric.h"
 #include "utils/wait_event.h"
 
-#if PG_VERSION_NUM < 150000 || PG_VERSION_NUM >= 200000
-#error "idempotency supports PostgreSQL 15 to 19"
+/* 15.1 has InitMaterializedSRF(), 15.4 database_is_invalid_form(). */
+#if PG_VERSION_NUM < 150004 || PG_VERSION_NUM >= 200000
+#error "idempotency supports PostgreSQL 15.4 to 19"
 #endif
 
 /* PostgreSQL 18 shows what is loaded, with its version: pg_get_loaded_modules(). */
