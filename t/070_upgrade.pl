@@ -127,6 +127,8 @@ $node->restart;
 $preloaded = Wire->connect($node);
 works($preloaded, 'preloaded: the new library after that');
 is($preloaded->ok('SELECT idempotency.next()')->value, 11, '... with its call');
+is($preloaded->ok(q{SELECT version FROM pg_get_loaded_modules() WHERE module_name = 'idempotency'})->value, '1.0', '... and says what it is')
+  if $node->pg_version >= 18;
 $preloaded->close(terminate => 1);
 
 unlike(server_log($node), qr/PANIC|terminated by signal/, 'no crash');
