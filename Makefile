@@ -1,4 +1,5 @@
-# idempotency: PGXS build. "make", "make install"; tests by scripts/test.
+# idempotency: PGXS build. "make", "make install", "make installcheck"; all tests
+# by scripts/test.
 
 EXTENSION = idempotency
 MODULE_big = idempotency
@@ -6,10 +7,14 @@ DATA = idempotency--1.0.sql
 
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
 
-# Regression tests, one file per promise (sql/, expected/).
-REGRESS = $(sort $(basename $(notdir $(wildcard sql/*.sql))))
-# Isolation tests, one file per race (specs/, expected/).
-ISOLATION = $(sort $(basename $(notdir $(wildcard specs/*.spec))))
+# Tests that a stock server cannot run: the settings of t/server.conf are needed.
+# "make check-configured" runs them on a server of its own.
+REGRESS_CONFIGURED = claim_rival home_grown statistics two_phase
+ISOLATION_CONFIGURED = race_prepared
+# Regression tests, one file per promise (sql/, expected/); isolation tests, one
+# file per race (specs/, expected/).
+REGRESS = $(filter-out $(REGRESS_CONFIGURED),$(sort $(basename $(notdir $(wildcard sql/*.sql)))))
+ISOLATION = $(filter-out $(ISOLATION_CONFIGURED),$(sort $(basename $(notdir $(wildcard specs/*.spec)))))
 TAP_TESTS = 1
 
 PG_CONFIG ?= pg_config
@@ -28,8 +33,20 @@ include $(PGXS)
 
 $(OBJS): src/idempotency.h src/compat.h
 
+# After "make install", as somebody other than root.
+temporary = --temp-instance=tmp_check/configured --temp-config=t/server.conf
+check-configured:
+	mkdir -p tmp_check
+	$(pg_regress_installcheck) $(temporary) $(REGRESS_OPTS) $(REGRESS_CONFIGURED)
+	$(pg_isolation_regress_installcheck) $(temporary) $(ISOLATION_OPTS) $(ISOLATION_CONFIGURED)
+
+# The archive for PGXN, from what is committed.
+DISTVERSION = $(shell sed -n '/"version":/{s/.*"\([0-9.]*\)".*/\1/p;q;}' META.json)
+dist:
+	git archive --format=zip --prefix=$(EXTENSION)-$(DISTVERSION)/ -o $(EXTENSION)-$(DISTVERSION).zip HEAD
+
 # "make print-REGRESS" shows a variable; scripts/test reads the lists so.
 print-%:
 	@echo $($*)
 
-.PHONY: print-%
+.PHONY: check-configured dist print-%

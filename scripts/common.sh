@@ -8,7 +8,7 @@
 # temporary folder before anything is installed.
 # shellcheck disable=SC2154
 
-supported_majors='18 17 16 15'
+supported_majors='19 18 17 16 15'
 
 say() { printf '%s\n' "$*"; }
 
@@ -66,7 +66,7 @@ choose_postgresql()
 		pg_major=$("$pg_config" --version 2>/dev/null | sed -nE '1s/^PostgreSQL ([0-9]+).*/\1/p')
 		[ -n "$pg_major" ] || die "PG_CONFIG says '$PG_CONFIG', but that is no pg_config"
 		[[ " $supported_majors " == *" $pg_major "* ]] ||
-			die "$pg_config is of PostgreSQL $pg_major; this extension needs 15 to 18"
+			die "$pg_config is of PostgreSQL $pg_major; this extension needs 15 to 19"
 		return
 	fi
 	for major in $supported_majors; do
@@ -77,7 +77,7 @@ choose_postgresql()
 		fi
 	done
 	have_apt ||
-		die "found no PostgreSQL 15 to 18; install one with its headers and say PG_CONFIG=/path/to/pg_config"
+		die "found no PostgreSQL 15 to 19; install one with its headers and say PG_CONFIG=/path/to/pg_config"
 	refresh_package_list
 	for major in $supported_majors; do
 		if is_available "postgresql-server-dev-$major"; then
@@ -86,7 +86,7 @@ choose_postgresql()
 			return
 		fi
 	done
-	die "this distribution offers no PostgreSQL 15 to 18; install one with its headers and say PG_CONFIG=/path/to/pg_config"
+	die "this distribution offers no PostgreSQL 15 to 19; install one with its headers and say PG_CONFIG=/path/to/pg_config"
 }
 
 package_list_is_fresh=no

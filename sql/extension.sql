@@ -11,10 +11,12 @@ CREATE DATABASE regress_idempotency_extension;
 \c regress_idempotency_extension
 CREATE EXTENSION idempotency;
 
--- What it brings, and whether each of it says what it is for.
+-- What it brings, and whether each of it says what it is for. From 17 on, types
+-- that come with a table or another type are members, too.
 CREATE TEMP VIEW member AS
 	SELECT d.classid, d.objid, pg_describe_object(d.classid, d.objid, 0) AS object FROM pg_depend d
-	WHERE refclassid = 'pg_extension'::regclass AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'idempotency') AND deptype = 'e';
+	WHERE refclassid = 'pg_extension'::regclass AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'idempotency') AND deptype = 'e'
+	AND NOT EXISTS (SELECT FROM pg_depend i WHERE (i.classid, i.objid) = (d.classid, d.objid) AND i.deptype = 'i');
 SELECT count(*) > 30 AS many FROM member;
 SELECT object AS without_comment FROM member WHERE obj_description(objid, classid::regclass::name) IS NULL ORDER BY 1;
 SELECT c.oid::regclass || '.' || attname AS without_comment FROM pg_class c JOIN pg_attribute a ON attrelid = c.oid AND attnum > 0 AND NOT attisdropped

@@ -117,7 +117,12 @@ DECLARE
 	result pg_catalog.bool;
 	before CONSTANT pg_catalog.text := pg_catalog.current_setting(setting);
 BEGIN
-	PERFORM pg_catalog.set_config(setting, value, false);
+	BEGIN
+		PERFORM pg_catalog.set_config(setting, value, false);
+	EXCEPTION WHEN feature_not_supported THEN
+		-- 19 knows only standard_conforming_strings = on.
+		RETURN setting OPERATOR(pg_catalog.=) 'standard_conforming_strings';
+	END;
 	result := public.hostile_session() OPERATOR(pg_catalog.=) (SELECT said FROM public.hostile_reference WHERE role OPERATOR(pg_catalog.=) CASE WHEN pg_catalog.current_setting('is_superuser') OPERATOR(pg_catalog.=) 'on' THEN 'operator' ELSE 'application' END);
 	PERFORM pg_catalog.set_config(setting, before, false);
 	RETURN result;

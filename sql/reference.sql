@@ -4,6 +4,8 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS idempotency;
 RESET client_min_messages;
+-- The settings are there once the library is.
+SELECT count(*) FROM idempotency.lookup('reference', 'a', 'b');
 \getenv top PG_ABS_SRCDIR
 \set document `cat "$PG_ABS_SRCDIR/docs/reference.md"`
 \set sources `cat "$PG_ABS_SRCDIR"/src/*.c`

@@ -18,14 +18,17 @@ SELECT name AS without_description FROM pg_settings WHERE name LIKE 'idempotency
 -- Units and bounds.
 SET idempotency.default_ttl = '90min';
 SHOW idempotency.default_ttl;
-SET idempotency.default_ttl = 0;
-SET idempotency.default_ttl = '-1';
 SET idempotency.default_ttl = '1 fortnight';
 SET idempotency.default_lease = 1500;
 SHOW idempotency.default_lease;
+-- Messages name the unit from 17 on.
+\set VERBOSITY sqlstate
+SET idempotency.default_ttl = 0;
+SET idempotency.default_ttl = '-1';
 SET idempotency.max_key_length = 881;
 SET idempotency.max_key_length = 0;
 SET idempotency.max_response_size = '2GB';
+\set VERBOSITY default
 SET idempotency.max_response_size = '10MB';
 SHOW idempotency.max_response_size;
 SET idempotency.max_claims_per_transaction = 0;

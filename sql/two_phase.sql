@@ -3,6 +3,8 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS idempotency;
 RESET client_min_messages;
+-- From 19 on, a context says which lock was waited for.
+\set SHOW_CONTEXT never
 
 CREATE TABLE two_phase_ledger (what text);
 CREATE FUNCTION pg_temp.key_locks(OUT prepared bigint, OUT own bigint) LANGUAGE sql AS $$

@@ -27,7 +27,6 @@
 #include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
-#include "utils/wait_event.h"
 
 /* cleanup_runs remembers so many. */
 #define RUNS_KEPT 1000
@@ -216,7 +215,8 @@ idempotency_maintain(PG_FUNCTION_ARGS)
 		if (more && idem_cleanup_pause > 0)
 		{
 			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-							 idem_cleanup_pause, PG_WAIT_EXTENSION);
+							 idem_cleanup_pause,
+							 wait_event_compat("IdempotencyCleanupPause"));
 			ResetLatch(MyLatch);
 		}
 		CHECK_FOR_INTERRUPTS();

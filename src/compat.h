@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * compat.h
- *	  Every difference between PostgreSQL 15 and 18 that this extension
+ *	  Every difference between PostgreSQL 15 and 19 that this extension
  *	  meets, one wrapper each, so that the code reads as if there were one
  *	  server version.
  *
@@ -11,11 +11,23 @@
 #define IDEMPOTENCY_COMPAT_H
 
 #include "access/genam.h"
+#include "access/tableam.h"
 #include "catalog/namespace.h"
+#include "fmgr.h"
 #include "utils/numeric.h"
+#include "utils/wait_event.h"
 
-#if PG_VERSION_NUM < 150000 || PG_VERSION_NUM >= 190000
-#error "idempotency supports PostgreSQL 15 to 18"
+/* 15.1 has InitMaterializedSRF(), 15.4 database_is_invalid_form(). */
+#if PG_VERSION_NUM < 150004 || PG_VERSION_NUM >= 200000
+#error "idempotency supports PostgreSQL 15.4 to 19"
+#endif
+
+/* PostgreSQL 18 shows what is loaded, with its version: pg_get_loaded_modules(). */
+#if PG_VERSION_NUM >= 180000
+#define PG_MODULE_MAGIC_compat(module, module_version) \
+	PG_MODULE_MAGIC_EXT(.name = module, .version = module_version)
+#else
+#define PG_MODULE_MAGIC_compat(module, module_version) PG_MODULE_MAGIC
 #endif
 
 /* PostgreSQL 16 moved the access to variable-length values out of postgres.h. */
@@ -23,13 +35,26 @@
 #include "varatt.h"
 #endif
 
+/* PostgreSQL 19 moved get_database_name(). */
+#if PG_VERSION_NUM >= 190000
+#include "utils/lsyscache.h"
+#else
+#include "commands/dbcommands.h"
+#endif
+
 /* PostgreSQL 18 puts the mark of a function that does not return in front. */
 #if PG_VERSION_NUM < 180000
 #define pg_noreturn __attribute__((noreturn))
 #endif
 
-/* PostgreSQL 18 counts index searches per scan, for EXPLAIN. */
-#if PG_VERSION_NUM >= 180000
+/*
+ * PostgreSQL 18 counts index searches per scan, for EXPLAIN; 19 takes options of
+ * the table's scan.
+ */
+#if PG_VERSION_NUM >= 190000
+#define index_beginscan_compat(heap, index, snapshot, nkeys) \
+	index_beginscan(heap, index, snapshot, NULL, nkeys, 0, SO_NONE)
+#elif PG_VERSION_NUM >= 180000
 #define index_beginscan_compat(heap, index, snapshot, nkeys) \
 	index_beginscan(heap, index, snapshot, NULL, nkeys, 0)
 #else
@@ -37,8 +62,18 @@
 	index_beginscan(heap, index, snapshot, nkeys, 0)
 #endif
 
-/* PostgreSQL 16 can leave out indexes that do not summarize. */
-#if PG_VERSION_NUM >= 160000
+#if PG_VERSION_NUM >= 190000
+#define table_beginscan_compat(table, snapshot) table_beginscan(table, snapshot, 0, NULL, SO_NONE)
+#else
+#define table_beginscan_compat(table, snapshot) table_beginscan(table, snapshot, 0, NULL)
+#endif
+
+/* PostgreSQL 16 can leave out indexes that do not summarize; 19 has flags. */
+#if PG_VERSION_NUM >= 190000
+#define ExecInsertIndexTuples_compat(result, slot, estate, no_duplicate_error, conflict)            \
+	ExecInsertIndexTuples(result, estate, (no_duplicate_error) ? EIIT_NO_DUPE_ERROR : 0, slot, NIL, \
+						  conflict)
+#elif PG_VERSION_NUM >= 160000
 #define ExecInsertIndexTuples_compat(result, slot, estate, no_duplicate_error, conflict) \
 	ExecInsertIndexTuples(result, slot, estate, false, no_duplicate_error, conflict, NIL, false)
 #else
@@ -68,6 +103,16 @@
 #else
 #define EXECUTE_ONCE_PARAMETER , bool execute_once
 #define EXECUTE_ONCE , execute_once
+#endif
+
+/*
+ * PostgreSQL 17 lets an extension name what it waits for, as it is shown in
+ * pg_stat_activity. Looking the name up is cheap against a sleep.
+ */
+#if PG_VERSION_NUM >= 170000
+#define wait_event_compat(name) WaitEventExtensionNew(name)
+#else
+#define wait_event_compat(name) PG_WAIT_EXTENSION
 #endif
 
 /*

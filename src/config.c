@@ -91,7 +91,7 @@ idem_config_refresh(IdemConfig *config)
 	 * What that shows may be out of date already, so it is not kept.
 	 */
 	snapshot = RegisterSnapshot(IsInParallelMode() ? GetActiveSnapshot() : GetLatestSnapshot());
-	scan = table_beginscan(table, snapshot, 0, NULL);
+	scan = table_beginscan_compat(table, snapshot);
 	slot = table_slot_create(table, NULL);
 	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
 	{

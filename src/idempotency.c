@@ -12,7 +12,7 @@
  */
 #include "idempotency.h"
 
-PG_MODULE_MAGIC;
+PG_MODULE_MAGIC_compat("idempotency", IDEMPOTENCY_VERSION);
 
 PGDLLEXPORT void _PG_init(void);
 

@@ -22,6 +22,7 @@
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/tuplestore.h"
 
 static int64
 once_ttl(FunctionCallInfo fcinfo, int argno, const text *operation)

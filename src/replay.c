@@ -17,6 +17,7 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/rel.h"
+#include "utils/tuplestore.h"
 
 /*
  * Finds a key that is alive. Errors: 22004, 22001, 22023 arguments.

@@ -12,11 +12,11 @@
  */
 #include "idempotency.h"
 
-#include "commands/dbcommands.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "storage/lwlock.h"
 #include "utils/builtins.h"
+#include "utils/tuplestore.h"
 
 /* Where this backend counts. */
 static IdemDatabase *own = NULL;

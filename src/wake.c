@@ -22,7 +22,6 @@
 #include "access/xact.h"
 #include "miscadmin.h"
 #include "storage/proc.h"
-#include "utils/wait_event.h"
 
 /* Longest sleep, in microseconds, if we can be woken, and if not. */
 #define WAKEABLE_US (1000 * INT64CONST(1000))
@@ -57,18 +56,19 @@ idem_wake_prepare(const KeyIdentity *id)
 void
 idem_wake_sleep(const KeyIdentity *id, int64 microseconds)
 {
+	uint32 event = wait_event_compat("IdempotencyClaim");
 	long ms;
 
 	if (idem_shared != NULL)
 	{
 		ms = (long) Max(Min(microseconds, WAKEABLE_US) / 1000, 1);
-		(void) ConditionVariableTimedSleep(wakeup_of(id->hash), ms, PG_WAIT_EXTENSION);
+		(void) ConditionVariableTimedSleep(wakeup_of(id->hash), ms, event);
 	}
 	else
 	{
 		ms = (long) Max(Min(microseconds, BLIND_US) / 1000, 1);
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 ms, PG_WAIT_EXTENSION);
+						 ms, event);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}

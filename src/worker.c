@@ -60,7 +60,6 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/varlena.h"
-#include "utils/wait_event.h"
 
 #define RESTART_S 5
 
@@ -445,7 +444,7 @@ idempotency_launcher_main(Datum arg pg_attribute_unused())
 			(void) WaitLatch(MyLatch,
 							 WL_LATCH_SET | WL_EXIT_ON_PM_DEATH |
 								 (idem_cleanup_enabled ? WL_TIMEOUT : 0),
-							 sleep, PG_WAIT_EXTENSION);
+							 sleep, wait_event_compat("IdempotencyWorkerMain"));
 			ResetLatch(MyLatch);
 		}
 		CHECK_FOR_INTERRUPTS();
@@ -607,7 +606,8 @@ idempotency_cleanup_main(Datum arg)
 		if (!more)
 			break;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 idem_cleanup_pause, PG_WAIT_EXTENSION);
+						 idem_cleanup_pause,
+						 wait_event_compat("IdempotencyCleanupPause"));
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)

@@ -18,13 +18,15 @@ use Wire;
 my $node = new_server('wait', conf => "shared_preload_libraries = 'idempotency'\nidempotency.max_waiters_per_key = 0\n");
 my ($owner, $waiter, $watcher) = map { Wire->connect($node) } 1 .. 3;
 my $number = 0;
+# From 17 on, what is waited for has a name of its own.
+my $wait_event = $node->pg_version >= 17 ? 'IdempotencyClaim' : 'Extension';
 
 # What the waiter does right now, in its own words.
 sub sleeps
 {
 	my $pid = $waiter->pid;
 
-	return $watcher->ok("SELECT count(*) FROM pg_stat_activity WHERE pid = $pid AND state = 'active' AND wait_event = 'Extension'")->value;
+	return $watcher->ok("SELECT count(*) FROM pg_stat_activity WHERE pid = $pid AND state = 'active' AND wait_event = '$wait_event'")->value;
 }
 
 sub own_locks
@@ -116,7 +118,7 @@ my @crowd = map { Wire->connect($node) } 1 .. 6;
 $key = 'crowd';
 $token = claim($owner, $key, '5 min');
 $_->start("SELECT outcome, clock_timestamp() AS at FROM idempotency.claim('wait', 'op', '$key', lease => '5 min', wait => '60 s')") foreach @crowd;
-ok(wait_until(sub { $watcher->ok("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'Extension' AND state = 'active'")->value == 6 }), 'crowd: all sleep');
+ok(wait_until(sub { $watcher->ok("SELECT count(*) FROM pg_stat_activity WHERE wait_event = '$wait_event' AND state = 'active'")->value == 6 }), 'crowd: all sleep');
 $owner->ok("SELECT idempotency.fail('wait', 'op', '$key', 'no', token => $token)");
 my @first;
 ok(wait_until(sub { @first = Wire::next_of(0.1, @crowd) }), 'crowd: one of them gets it');
@@ -177,7 +179,7 @@ $waiter->ok('RESET statement_timeout');
 # A backend that is told to go, goes.
 my $other = Wire->connect($node);
 $other->start("SELECT FROM idempotency.claim('wait', 'op', '$key', lease => '5 min', wait => '60 s')");
-ok(wait_until(sub { $watcher->ok('SELECT count(*) FROM pg_stat_activity WHERE wait_event = \'Extension\' AND pid = ' . $other->pid)->value }), 'terminated: it sleeps');
+ok(wait_until(sub { $watcher->ok("SELECT count(*) FROM pg_stat_activity WHERE wait_event = '$wait_event' AND pid = " . $other->pid)->value }), 'terminated: it sleeps');
 $watcher->ok('SELECT pg_terminate_backend(' . $other->pid . ')');
 is($other->finish->code, '57P01', 'terminated');
 is(key_locks($watcher), 0, 'no key lock is left');
