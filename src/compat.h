@@ -81,6 +81,15 @@
 	ExecInsertIndexTuples(result, slot, estate, false, no_duplicate_error, conflict, NIL)
 #endif
 
+/* PostgreSQL 19 has GRANTED BY: NULL is nobody in particular. */
+#if PG_VERSION_NUM >= 190000
+#define select_best_grantor_compat(role, privileges, acl, owner, grantor, options) \
+	select_best_grantor(NULL, privileges, acl, owner, grantor, options)
+#else
+#define select_best_grantor_compat(role, privileges, acl, owner, grantor, options) \
+	select_best_grantor(role, privileges, acl, owner, grantor, options)
+#endif
+
 /* PostgreSQL 18 may ask for the primary key though it is deferrable. */
 #if PG_VERSION_NUM >= 180000
 #define RelationGetPrimaryKeyIndex_compat(rel) \

@@ -176,7 +176,7 @@ look(const Privilege *privilege, Oid role)
 	acl = isnull ? acldefault(kind->type, owner) : DatumGetAclPCopy(value);
 	ReleaseSysCache(tuple);
 
-	select_best_grantor(GetUserId(), kind->privilege, acl, owner, &grantor, &options);
+	select_best_grantor_compat(GetUserId(), kind->privilege, acl, owner, &grantor, &options);
 	standing.exists = true;
 	standing.owned = role == owner;
 	standing.grantable = (options & ACL_GRANT_OPTION_FOR(kind->privilege)) != 0;
