@@ -28,7 +28,6 @@
 #include "idempotency.h"
 
 #include "access/xact.h"
-#include "utils/hsearch.h"
 #include "utils/memutils.h"
 
 typedef struct PendingUndo PendingUndo;
@@ -39,15 +38,9 @@ struct PendingClaim
 	KeyIdentity id;
 	PendingState state;
 	PendingUndo *undo;   /* the newest of its own, or NULL */
-	PendingClaim *next;  /* unlike key of the same hash */
+	PendingClaim *next;  /* in the same bucket */
 	PendingClaim *older; /* made before, of any hash */
 };
-
-typedef struct PendingBucket
-{
-	uint64 hash; /* hash key */
-	PendingClaim *first;
-} PendingBucket;
 
 struct PendingUndo
 {
@@ -59,8 +52,17 @@ struct PendingUndo
 	PendingUndo *previous; /* of any */
 };
 
-/* All of it lives in TopTransactionContext; see reset(). */
-static HTAB *pending = NULL;
+/*
+ * All claims by their hash: as many buckets as there are claims or more. The first
+ * few are always there, since most transactions have one claim, and making a hash
+ * table (dynahash.c) costs as much as all else that is done here.
+ */
+#define FIRST_BUCKETS 16
+static PendingClaim *first_buckets[FIRST_BUCKETS];
+static PendingClaim **buckets = first_buckets;
+static int nbuckets = FIRST_BUCKETS; /* a power of two */
+
+/* What these point to lives in TopTransactionContext; see reset(). */
 static PendingClaim *newest = NULL;
 static PendingUndo *undo = NULL;
 static int nclaims = 0; /* entries, each with its lock */
@@ -69,7 +71,10 @@ static int nopen = 0;   /* without a lease and unfinished */
 static void
 reset(void)
 {
-	pending = NULL;
+	if (newest != NULL)
+		memset(first_buckets, 0, sizeof(first_buckets));
+	buckets = first_buckets;
+	nbuckets = FIRST_BUCKETS;
 	newest = NULL;
 	undo = NULL;
 	nclaims = 0;
@@ -139,6 +144,30 @@ idem_pending_context(void)
 	return TopTransactionContext;
 }
 
+static PendingClaim **
+bucket_of(uint64 hash)
+{
+	return &buckets[hash & (nbuckets - 1)];
+}
+
+/*
+ * Twice as many buckets, once there are as many claims.
+ */
+static void
+grow_buckets(void)
+{
+	buckets = MemoryContextAllocExtended(TopTransactionContext, sizeof(PendingClaim *) * 2 * nbuckets,
+										 MCXT_ALLOC_ZERO | MCXT_ALLOC_HUGE);
+	nbuckets *= 2;
+	for (PendingClaim *claim = newest; claim != NULL; claim = claim->older)
+	{
+		PendingClaim **bucket = bucket_of(claim->id.hash);
+
+		claim->next = *bucket;
+		*bucket = claim;
+	}
+}
+
 /*
  * This transaction's entry for a key, or NULL. Compares whole identities: to
  * hold the lock already proves nothing, since unlike keys may share it.
@@ -146,15 +175,7 @@ idem_pending_context(void)
 PendingClaim *
 idem_pending_find(const KeyIdentity *id)
 {
-	PendingBucket *bucket;
-	PendingClaim *claim;
-
-	if (pending == NULL)
-		return NULL;
-	bucket = hash_search(pending, &id->hash, HASH_FIND, NULL);
-	if (bucket == NULL)
-		return NULL;
-	for (claim = bucket->first; claim != NULL; claim = claim->next)
+	for (PendingClaim *claim = *bucket_of(id->hash); claim != NULL; claim = claim->next)
 		if (idem_identity_equal(&claim->id, id))
 			return claim;
 	return NULL;
@@ -201,22 +222,12 @@ copy_text(char **to, const text *source)
 PendingClaim *
 idem_pending_keep(const KeyIdentity *id)
 {
-	PendingBucket *bucket;
+	PendingClaim **bucket;
 	PendingClaim *claim;
 	char *texts;
-	bool found;
 
-	if (pending == NULL)
-	{
-		HASHCTL info = {0};
-
-		info.keysize = sizeof(uint64);
-		info.entrysize = sizeof(PendingBucket);
-		info.hcxt = TopTransactionContext;
-		pending = hash_create("idempotency pending claims", 16, &info,
-							  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	}
-
+	if (nclaims == nbuckets)
+		grow_buckets();
 	claim = MemoryContextAlloc(TopTransactionContext,
 							   MAXALIGN(sizeof(PendingClaim)) + INTALIGN(VARSIZE_ANY(id->scope)) +
 								   INTALIGN(VARSIZE_ANY(id->operation)) + VARSIZE_ANY(id->key));
@@ -226,14 +237,12 @@ idem_pending_keep(const KeyIdentity *id)
 	claim->id.scope = copy_text(&texts, id->scope);
 	claim->id.operation = copy_text(&texts, id->operation);
 	claim->id.key = copy_text(&texts, id->key);
-	bucket = hash_search(pending, &id->hash, HASH_ENTER, &found);
-	if (!found)
-		bucket->first = NULL;
+	bucket = bucket_of(id->hash);
 	remember(claim, true);
 
 	/* Nothing below can fail, so the undo stack and the table agree. */
-	claim->next = bucket->first;
-	bucket->first = claim;
+	claim->next = *bucket;
+	*bucket = claim;
 	claim->older = newest;
 	newest = claim;
 	nclaims++;
@@ -276,7 +285,6 @@ static void
 forget(PendingClaim *claim)
 {
 	PendingState none = {0};
-	PendingBucket *bucket;
 	PendingClaim **link;
 
 	/* Whatever was made later belongs to the same rollback and is gone. */
@@ -284,13 +292,9 @@ forget(PendingClaim *claim)
 	newest = claim->older;
 
 	restore(claim, &none);
-	bucket = hash_search(pending, &claim->id.hash, HASH_FIND, NULL);
-	Assert(bucket != NULL);
-	for (link = &bucket->first; *link != claim; link = &(*link)->next)
+	for (link = bucket_of(claim->id.hash); *link != claim; link = &(*link)->next)
 		Assert(*link != NULL);
 	*link = claim->next;
-	if (bucket->first == NULL)
-		hash_search(pending, &claim->id.hash, HASH_REMOVE, NULL);
 	nclaims--;
 	pfree(claim);
 }
