@@ -26,6 +26,7 @@
 #include "miscadmin.h"
 #include "portability/instr_time.h"
 #include "utils/builtins.h"
+#include "utils/typcache.h"
 
 /* When to ask again if the rival's transaction is open: nobody knows. */
 #define RIVAL_RETRY_US (1000 * INT64CONST(1000))
@@ -302,6 +303,8 @@ idem_claim_decide(const ClaimRequest *request, bool locked, ClaimAnswer *answer)
 		answer->rival = RIVAL_TRANSACTION;
 		answer->lock_taken = !locked;
 		answer->taken_over = false;
+		/* Of a row that has expired nothing is said: it counts as absent. */
+		answer->has_row = answer->has_row && !answer->fresh;
 		answer->retry_after = RIVAL_RETRY_US;
 	}
 
@@ -485,10 +488,14 @@ idem_claim_result(FunctionCallInfo fcinfo, const ClaimAnswer *answer, bool with_
 	const KeyRow *row = &answer->row;
 	Datum values[RESULT_COLUMNS] = {0};
 	bool isnull[RESULT_COLUMNS];
+	Oid type;
 	TupleDesc desc;
+	HeapTuple tuple;
 
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+	/* Asked for by its number, it need not be copied. */
+	if (get_call_result_type(fcinfo, &type, NULL) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
+	desc = lookup_rowtype_tupdesc(type, -1);
 	if (desc->natts > RESULT_COLUMNS)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -537,7 +544,9 @@ idem_claim_result(FunctionCallInfo fcinfo, const ClaimAnswer *answer, bool with_
 #undef RETURN_VALUE
 #undef RETURN_COLUMN
 
-	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, isnull));
+	tuple = heap_form_tuple(desc, values, isnull);
+	ReleaseTupleDesc(desc);
+	return HeapTupleGetDatum(tuple);
 }
 
 PG_FUNCTION_INFO_V1(idempotency_claim);

@@ -319,6 +319,7 @@ extern void idem_report_if_redacted(const KeyRow *row);
 typedef enum KeyStatement
 {
 	STATEMENT_INSERT,
+	STATEMENT_INSERT_LEAN,
 	STATEMENT_INSERT_IF_ABSENT,
 	STATEMENT_UPDATE,
 	STATEMENT_DELETE,

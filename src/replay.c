@@ -27,7 +27,9 @@ find_live(FunctionCallInfo fcinfo, bool with_response, KeyRow *row)
 {
 	KeyIdentity id;
 
-	idem_identity(&id, fcinfo);
+	/* No lock is taken, so the key needs no hash. */
+	idem_identity_unbound(&id, fcinfo);
+	idem_binding_check(id.scope);
 	return idem_keys_find(&id, KEYS_SNAPSHOT, with_response, row, NULL) &&
 		!idem_keys_expired(row, GetCurrentTimestamp());
 }

@@ -35,6 +35,15 @@
 #include "utils/resowner.h"
 #include "utils/syscache.h"
 
+/*
+ * What a key has that is completed in the transaction of its claim, which is what
+ * most keys are. An INSERT of so much is cheaper than one of mostly NULLs.
+ */
+static const KeyColumn lean_columns[] = {
+	KEY_CREATED_AT, KEY_EXPIRES_AT, KEY_COMPLETED_AT, KEY_ATTEMPT, KEY_RESPONSE_STATUS,
+	KEY_SCOPE, KEY_OPERATION, KEY_KEY, KEY_STATUS, KEY_FINGERPRINT, KEY_RESPONSE_HEADERS,
+	KEY_RESPONSE_BODY};
+
 /* Plans, for as long as the table is the same. */
 static Oid planned_for = InvalidOid;
 static SPIPlanPtr plans[NSTATEMENTS];
@@ -144,16 +153,20 @@ prepare(KeyStatement statement)
 	switch (statement)
 	{
 		case STATEMENT_INSERT:
+		case STATEMENT_INSERT_LEAN:
 		case STATEMENT_INSERT_IF_ABSENT:
+			ntypes = statement == STATEMENT_INSERT_LEAN ? (int) lengthof(lean_columns) : KEY_NCOLUMNS;
 			appendStringInfoString(&sql, "INSERT INTO " QUALIFIED_TABLE " (");
-			for (int i = 0; i < KEY_NCOLUMNS; i++)
-				appendStringInfo(&sql, "%s%s", i > 0 ? ", " : "", idem_table_columns[i].name);
-			appendStringInfoString(&sql, ") VALUES (");
-			for (int i = 0; i < KEY_NCOLUMNS; i++)
+			for (int i = 0; i < ntypes; i++)
 			{
-				appendStringInfo(&sql, "%s$%d", i > 0 ? ", " : "", i + 1);
-				types[ntypes++] = idem_table_columns[i].type;
+				KeyColumn column = statement == STATEMENT_INSERT_LEAN ? lean_columns[i] : (KeyColumn) i;
+
+				appendStringInfo(&sql, "%s%s", i > 0 ? ", " : "", idem_table_columns[column].name);
+				types[i] = idem_table_columns[column].type;
 			}
+			appendStringInfoString(&sql, ") VALUES (");
+			for (int i = 0; i < ntypes; i++)
+				appendStringInfo(&sql, "%s$%d", i > 0 ? ", " : "", i + 1);
 			appendStringInfoChar(&sql, ')');
 			if (statement == STATEMENT_INSERT_IF_ABSENT)
 				appendStringInfoString(&sql, " ON CONFLICT (scope, operation, key) DO NOTHING");
@@ -535,6 +548,25 @@ hide_context(void *arg pg_attribute_unused())
 	errhidecontext(true);
 }
 
+/*
+ * Whether a row has no more than the lean columns; then these are its parameters.
+ */
+static bool
+is_lean(const Datum *values, const char *nulls, Datum *lean_values, char *lean_nulls)
+{
+	int left_out = 0;
+
+	for (int i = 0; i < KEY_NCOLUMNS; i++)
+		left_out += nulls[i] != 'n';
+	for (int i = 0; i < (int) lengthof(lean_columns); i++)
+	{
+		lean_values[i] = values[lean_columns[i]];
+		lean_nulls[i] = nulls[lean_columns[i]];
+		left_out -= lean_nulls[i] != 'n';
+	}
+	return left_out == 0;
+}
+
 static void
 drop_plans(void)
 {
@@ -549,25 +581,12 @@ drop_plans(void)
 }
 
 /*
- * Executes a statement as the owner of the table and returns the number of
- * rows it touched. What it returned is for "consume", or NULL, to copy out.
- *
- * Every transaction that writes a key is flushed to disk locally before it
- * becomes visible, even with synchronous_commit off: a claim that was
- * acknowledged and then lost in a crash would be given twice, with the same
- * token. Clean-up is excepted; see may_be_lost().
- *
- * Errors: 40001 the primary key has another row; 55000 the table is not as
- * expected; whatever else the statement raises, in words that say nothing of a row
- * (see hide_row()). Before anything is written, planning may raise what it likes:
- * it does not know the row.
+ * What idem_statement_execute() does, on the table that it has opened.
  */
-uint64
-idem_statement_execute(KeyStatement statement, Datum *values, const char *nulls,
-					   void (*consume)(void *state), void *state)
+static uint64
+execute_on(Relation table, bool plain, KeyStatement statement, Datum *values, const char *nulls,
+		   void (*consume)(void *state), void *state)
 {
-	Relation table = idem_table_open(RowExclusiveLock);
-	bool plain = idem_table_is_plain(table);
 	volatile bool writing = plain;
 	MemoryContext caller = CurrentMemoryContext;
 	ErrorContextCallback callback = {.callback = hide_context};
@@ -617,9 +636,41 @@ idem_statement_execute(KeyStatement statement, Datum *values, const char *nulls,
 	if (consume != NULL)
 		consume(state);
 	idem_unbecome(&before);
-	table_close(table, NoLock);
 	if (processed > 0 && result != SPI_OK_SELECT && !may_be_lost(statement))
 		ForceSyncCommit();
+	return processed;
+}
+
+/*
+ * Executes a statement as the owner of the table and returns the number of
+ * rows it touched. What it returned is for "consume", or NULL, to copy out.
+ *
+ * Every transaction that writes a key is flushed to disk locally before it
+ * becomes visible, even with synchronous_commit off: a claim that was
+ * acknowledged and then lost in a crash would be given twice, with the same
+ * token. Clean-up is excepted; see may_be_lost().
+ *
+ * Errors: 40001 the primary key has another row; 55000 the table is not as
+ * expected; whatever else the statement raises, in words that say nothing of a row
+ * (see hide_row()). Before anything is written, planning may raise what it likes:
+ * it does not know the row.
+ */
+uint64
+idem_statement_execute(KeyStatement statement, Datum *values, const char *nulls,
+					   void (*consume)(void *state), void *state)
+{
+	Relation table = idem_table_open(RowExclusiveLock);
+	bool plain = idem_table_is_plain(table);
+	Datum lean_values[lengthof(lean_columns)];
+	char lean_nulls[lengthof(lean_columns)];
+	uint64 processed;
+
+	/* A column that is not named would get its default, where it has one. */
+	if (plain && statement == STATEMENT_INSERT && is_lean(values, nulls, lean_values, lean_nulls))
+		processed = execute_on(table, plain, STATEMENT_INSERT_LEAN, lean_values, lean_nulls, consume, state);
+	else
+		processed = execute_on(table, plain, statement, values, nulls, consume, state);
+	table_close(table, NoLock);
 	return processed;
 }
 
