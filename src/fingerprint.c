@@ -202,10 +202,12 @@ idempotency_fingerprint(PG_FUNCTION_ARGS)
 /*
  * A request as it came over the wire as jsonb, or NULL if it is not JSON or
  * none that jsonb takes: "\\u0000", half a surrogate pair, a number beyond
- * numeric, nesting beyond the stack, a string beyond a quarter of a gigabyte.
+ * numeric, nesting beyond the stack, a string beyond a quarter of a gigabyte, a
+ * character that the database's encoding has not.
  *
  * Its parser raises those as errors, so they are caught in a subtransaction;
- * only what is wrong with the value is (classes 22 and 54).
+ * only what is wrong with the value is (classes 22 and 54, and 0A000 where the
+ * encoding is SQL_ASCII).
  */
 static Jsonb *
 parse_request(bytea *bytes)
@@ -241,7 +243,8 @@ parse_request(bytea *bytes)
 		MemoryContextSwitchTo(caller_context);
 		CurrentResourceOwner = caller_owner;
 		category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
-		if (!(category == ERRCODE_DATA_EXCEPTION || category == ERRCODE_PROGRAM_LIMIT_EXCEEDED))
+		if (!(category == ERRCODE_DATA_EXCEPTION || category == ERRCODE_PROGRAM_LIMIT_EXCEEDED ||
+			  error->sqlerrcode == ERRCODE_FEATURE_NOT_SUPPORTED))
 			ReThrowError(error);
 		FreeErrorData(error);
 		result = NULL;
