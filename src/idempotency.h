@@ -443,6 +443,7 @@ typedef struct IdemIdentity
 
 extern void idem_become(IdemIdentity *before, Oid owner, bool plain);
 extern void idem_unbecome(const IdemIdentity *before);
+extern Relation idem_try_open_member(const char *name);
 extern Relation idem_open_member(const char *name);
 extern uint64 idem_execute_on(const char *name, const char *sql, int nargs, Oid *types,
 							  Datum *values, const char *nulls, int64 *number);
