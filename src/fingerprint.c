@@ -146,8 +146,8 @@ digest_jsonb(pg_cryptohash_ctx *digest, Jsonb *json)
 /*
  * The fingerprint of a request, in the current memory context.
  */
-bytea *
-idem_fingerprint_of(Jsonb *request)
+static bytea *
+fingerprint_of(Jsonb *request)
 {
 	bytea *result = palloc(VARHDRSZ + IDEM_FINGERPRINT_LEN);
 	pg_cryptohash_ctx *digest = digest_begin("fingerprint");
@@ -175,7 +175,7 @@ idem_fingerprint_argument(FunctionCallInfo fcinfo, int request_argno,
 				 errmsg("request and fingerprint exclude each other"),
 				 errhint("Pass the request, or its fingerprint if you compute that yourself.")));
 	if (!PG_ARGISNULL(request_argno))
-		return idem_fingerprint_of(PG_GETARG_JSONB_P(request_argno));
+		return fingerprint_of(PG_GETARG_JSONB_P(request_argno));
 	if (PG_ARGISNULL(fingerprint_argno))
 		return NULL;
 	given = PG_GETARG_BYTEA_PP(fingerprint_argno);
@@ -196,7 +196,7 @@ PG_FUNCTION_INFO_V1(idempotency_fingerprint);
 Datum
 idempotency_fingerprint(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BYTEA_P(idem_fingerprint_of(PG_GETARG_JSONB_P(0)));
+	PG_RETURN_BYTEA_P(fingerprint_of(PG_GETARG_JSONB_P(0)));
 }
 
 /*
@@ -271,7 +271,7 @@ idempotency_fingerprint_bytes(PG_FUNCTION_ARGS)
 	pg_cryptohash_ctx *digest;
 
 	if (json != NULL)
-		PG_RETURN_BYTEA_P(idem_fingerprint_of(json));
+		PG_RETURN_BYTEA_P(fingerprint_of(json));
 	result = palloc(VARHDRSZ + IDEM_FINGERPRINT_LEN);
 	SET_VARSIZE(result, VARHDRSZ + IDEM_FINGERPRINT_LEN);
 	digest = digest_begin("fingerprint_bytes");

@@ -33,7 +33,6 @@
 #include "storage/latch.h"
 #include "storage/lockdefs.h"
 #include "storage/lwlock.h"
-#include "utils/jsonb.h"
 #include "utils/relcache.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
@@ -358,7 +357,6 @@ extern void idem_lock_release(const KeyIdentity *id);
 
 /* fingerprint.c */
 #define IDEM_FINGERPRINT_LEN 32
-extern bytea *idem_fingerprint_of(Jsonb *request);
 extern bytea *idem_fingerprint_argument(FunctionCallInfo fcinfo,
 										int request_argno,
 										int fingerprint_argno);
