@@ -209,9 +209,9 @@ typedef struct ClaimAnswer
 	bool taken_over;
 	bool leased;
 	bool fingerprint_checked;
-	ClaimRival rival; /* in progress */
-	bool lock_taken;  /* in progress: by somebody else, who can be waited for */
-	int64 retry_after;
+	ClaimRival rival;  /* in progress */
+	bool lock_taken;   /* in progress: by somebody else, who can be waited for */
+	int64 retry_after; /* in progress: until it may change by itself, in microseconds */
 } ClaimAnswer;
 
 extern void idem_claim_decide(const ClaimRequest *request, bool locked,
