@@ -108,3 +108,15 @@ SELECT idempotency.complete('fingerprint', 'wire', '1', 200) > now() AS done;
 COMMIT;
 SELECT outcome FROM idempotency.claim('fingerprint', 'wire', '1', fingerprint => idempotency.fingerprint_bytes('{"a": "\\u0001"}'));
 SELECT outcome FROM idempotency.claim('fingerprint', 'wire', '1', fingerprint => idempotency.fingerprint_bytes('{"a": "\\u0000"}'));
+
+-- Nor does jsonb take every character in a database of another encoding.
+CREATE DATABASE regress_fingerprint ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0;
+\c regress_fingerprint
+SET client_min_messages = warning;
+CREATE EXTENSION idempotency;
+SELECT length(idempotency.fingerprint_bytes('{"a": "\\u00e9"}'));
+SELECT idempotency.fingerprint('{"a": "\u00e9"}');
+\echo :SQLSTATE
+SELECT idempotency.fingerprint_bytes('{"a": "\\u0041"}') = idempotency.fingerprint('{"a": "A"}') AS json;
+\c contrib_regression
+DROP DATABASE regress_fingerprint WITH (FORCE);

@@ -12,6 +12,13 @@ SELECT outcome, token, retry_after_ms, rival, locked_until = created_at + interv
 SET idempotency.max_retry_after = '1h';
 SELECT outcome, token, retry_after_ms BETWEEN 240000 AND 300000 AS what_is_left FROM idempotency.claim('lease', 'charge', '1', lease => '5 min');
 RESET idempotency.max_retry_after;
+-- It is a hint to whoever asks again. Who waits goes by the lease, and looks now and then.
+BEGIN;
+SET LOCAL idempotency.max_retry_after = '1ms';
+SELECT idx_scan AS before FROM pg_stat_xact_user_tables WHERE relid = 'idempotency.idempotency_keys'::regclass \gset
+SELECT outcome, retry_after_ms FROM idempotency.claim('lease', 'charge', '1', wait => '1 s');
+SELECT idx_scan - :before < 50 AS sleeps FROM pg_stat_xact_user_tables WHERE relid = 'idempotency.idempotency_keys'::regclass;
+COMMIT;
 SELECT idempotency.complete('lease', 'charge', '1', 201, token => :token) > now() AS done;
 SELECT outcome, token FROM idempotency.claim('lease', 'charge', '1', lease => '5 min');
 SELECT status, token = :token AS token, locked_until FROM idempotency.lookup('lease', 'charge', '1');

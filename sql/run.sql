@@ -90,6 +90,7 @@ SELECT outcome, response_body FROM idempotency.run('run', 'nested', 'same', $$SE
 SELECT outcome FROM idempotency.run('run', 'nested', 'own', $$SELECT idempotency.complete('run', 'nested', 'own', 200, 'mine')$$);
 SELECT outcome FROM idempotency.run('run', 'nested', 'own', $$SELECT idempotency.fail('run', 'nested', 'own')$$);
 SELECT outcome FROM idempotency.run('run', 'nested', 'own', $$SELECT idempotency.release('run', 'nested', 'own')$$);
+SELECT outcome FROM idempotency.run('run', 'nested', 'own', $$SELECT idempotency.hold('run', 'nested', 'own', 'no answer')$$);
 SELECT status FROM idempotency.lookup('run', 'nested', 'own');
 -- Other answers: nothing is executed.
 SELECT token FROM idempotency.claim('run', 'other', 'open', lease => '1 min') \gset

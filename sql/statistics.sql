@@ -100,6 +100,14 @@ COMMIT;
 ALTER TABLE idempotency.idempotency_keys RENAME TO renamed;
 SELECT check_name, status, detail FROM idempotency.health();
 ALTER TABLE idempotency.renamed RENAME TO idempotency_keys;
+-- The same of the tables beside, without which calls fail, or health() would.
+ALTER TABLE idempotency.cleanup_runs RENAME TO renamed;
+SELECT check_name, status, detail FROM idempotency.health();
+ALTER TABLE idempotency.renamed RENAME TO cleanup_runs;
+DELETE FROM idempotency.lock_secret;
+SELECT check_name, status, detail FROM idempotency.health();
+SELECT outcome FROM idempotency.claim('s', 'o', 'k');
+INSERT INTO idempotency.lock_secret DEFAULT VALUES;
 SELECT count(*) FROM idempotency.health();
 \c contrib_regression
 DROP DATABASE regress_statistics WITH (FORCE);

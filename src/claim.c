@@ -105,14 +105,6 @@ judge(const ClaimRequest *request, TimestampTz now, ClaimAnswer *answer)
 		answer->outcome = CLAIM_IN_PROGRESS;
 		answer->rival = row->status == KEY_FAILED ? RIVAL_RETRY : RIVAL_LEASE;
 		answer->retry_after = KeyRowTime(row, KEY_LOCKED_UNTIL) - now;
-
-		/*
-		 * A lease is far longer than its work, which most often is done in a
-		 * moment. How long it may take at most is in locked_until.
-		 */
-		if (answer->rival == RIVAL_LEASE)
-			answer->retry_after = Min(answer->retry_after,
-									  idem_max_retry_after * INT64CONST(1000));
 	}
 	else
 	{
@@ -530,7 +522,15 @@ idem_claim_result(FunctionCallInfo fcinfo, const ClaimAnswer *answer, bool with_
 	RETURN_VALUE(11, BoolGetDatum(answer->fingerprint_checked));
 	if (answer->outcome == CLAIM_IN_PROGRESS)
 	{
-		RETURN_VALUE(12, Int64GetDatum((answer->retry_after + 999) / 1000));
+		int64 retry_after = answer->retry_after;
+
+		/*
+		 * A lease is far longer than its work, which most often is done in a
+		 * moment. How long it may take at most is in locked_until.
+		 */
+		if (answer->rival == RIVAL_LEASE)
+			retry_after = Min(retry_after, idem_max_retry_after * INT64CONST(1000));
+		RETURN_VALUE(12, Int64GetDatum((retry_after + 999) / 1000));
 		RETURN_VALUE(17, CStringGetTextDatum(rival_names[answer->rival]));
 	}
 	if (answer->outcome == CLAIM_CLAIMED ? answer->leased : answer->outcome == CLAIM_IN_PROGRESS && answer->rival != RIVAL_TRANSACTION)

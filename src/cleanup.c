@@ -177,9 +177,8 @@ PG_FUNCTION_INFO_V1(idempotency_maintain);
 
 /*
  * SQL maintain(): the whole of maintenance, committing each batch. It believes
- * the clock. The user
- * and the security context are what they were on entry whenever it commits;
- * the server insists on that.
+ * the clock. The user and the security context are what they were on entry
+ * whenever it commits; the server insists on that.
  *
  * Errors: 2D000 inside a transaction block, in a function, or with a SET
  * clause, where nothing can be committed; 25006 read-only.

@@ -12,10 +12,6 @@
  */
 #include "idempotency.h"
 
-#include "utils/builtins.h"
-#include "utils/fmgrprotos.h"
-#include "utils/jsonb.h"
-
 pg_noreturn static void
 report_other_completion(void)
 {
@@ -92,7 +88,8 @@ record(OwnedClaim *own, const IdemResponse *response, int64 ttl)
  * Completes a claim that this transaction has just made, and returns the row
  * that it became; for run().
  *
- * Errors: IK003 the command has completed it already.
+ * Errors: IK002 the command has failed or released it; IK003 completed it; IK005
+ * held it: what is of unknown outcome is not to be replayed as a success.
  */
 void
 idem_complete_own(const KeyIdentity *id, const IdemResponse *response, KeyRow *row)
@@ -102,6 +99,11 @@ idem_complete_own(const KeyIdentity *id, const IdemResponse *response, KeyRow *r
 	idem_owner_claim_pending(&own, id, OWNER_COMPLETE);
 	if (own.completed)
 		report_other_completion();
+	if (own.row.status == KEY_HELD)
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_HELD),
+				 errmsg("the command held the key that it was run for"),
+				 errhint("Nothing of it remains. Work whose outcome may be unknown needs a claim with a lease, outside of run().")));
 	record(&own, response, 0);
 	*row = own.row;
 }

@@ -34,7 +34,6 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 
-
 /*
  * Becomes the owner of a table, connected to SPI, under a fixed search path; see
  * the head of this file for "plain". To be paired with idem_unbecome(), before
@@ -70,21 +69,32 @@ idem_unbecome(const IdemIdentity *before)
 }
 
 /*
- * Opens a table of ours by its name. Its owner's rights are about to be used, so
- * it has to be the extension's: a table of that name which somebody else has put
- * into the schema is not it. The lock is kept to the end of the transaction.
- *
- * Errors: 55000.
+ * Opens a table of ours by its name, or NULL. Its owner's rights are about to be
+ * used, so it has to be the extension's: a table of that name which somebody else
+ * has put into the schema is not it. The lock is kept to the end of the transaction.
+ */
+Relation
+idem_try_open_member(const char *name)
+{
+	Oid schema = get_namespace_oid(IDEM_SCHEMA_NAME, true);
+	Oid oid = OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
+	Relation table = OidIsValid(oid) ? try_relation_open(oid, AccessShareLock) : NULL;
+
+	if (table == NULL || (table->rd_rel->relkind == RELKIND_RELATION && getExtensionOfObject(RelationRelationId, oid) == get_extension_oid(IDEM_EXTENSION_NAME, true)))
+		return table;
+	relation_close(table, NoLock);
+	return NULL;
+}
+
+/*
+ * The same of one that has to be there. Errors: 55000.
  */
 Relation
 idem_open_member(const char *name)
 {
-	Oid oid = idem_table_relation(name);
-	Relation table = try_relation_open(oid, AccessShareLock);
+	Relation table = idem_try_open_member(name);
 
-	if (table == NULL || table->rd_rel->relkind != RELKIND_RELATION ||
-		getExtensionOfObject(RelationRelationId, oid) !=
-			get_extension_oid(IDEM_EXTENSION_NAME, true))
+	if (table == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table %s.%s does not exist", IDEM_SCHEMA_NAME, name),

@@ -146,8 +146,8 @@ digest_jsonb(pg_cryptohash_ctx *digest, Jsonb *json)
 /*
  * The fingerprint of a request, in the current memory context.
  */
-bytea *
-idem_fingerprint_of(Jsonb *request)
+static bytea *
+fingerprint_of(Jsonb *request)
 {
 	bytea *result = palloc(VARHDRSZ + IDEM_FINGERPRINT_LEN);
 	pg_cryptohash_ctx *digest = digest_begin("fingerprint");
@@ -175,7 +175,7 @@ idem_fingerprint_argument(FunctionCallInfo fcinfo, int request_argno,
 				 errmsg("request and fingerprint exclude each other"),
 				 errhint("Pass the request, or its fingerprint if you compute that yourself.")));
 	if (!PG_ARGISNULL(request_argno))
-		return idem_fingerprint_of(PG_GETARG_JSONB_P(request_argno));
+		return fingerprint_of(PG_GETARG_JSONB_P(request_argno));
 	if (PG_ARGISNULL(fingerprint_argno))
 		return NULL;
 	given = PG_GETARG_BYTEA_PP(fingerprint_argno);
@@ -196,16 +196,18 @@ PG_FUNCTION_INFO_V1(idempotency_fingerprint);
 Datum
 idempotency_fingerprint(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BYTEA_P(idem_fingerprint_of(PG_GETARG_JSONB_P(0)));
+	PG_RETURN_BYTEA_P(fingerprint_of(PG_GETARG_JSONB_P(0)));
 }
 
 /*
  * A request as it came over the wire as jsonb, or NULL if it is not JSON or
  * none that jsonb takes: "\\u0000", half a surrogate pair, a number beyond
- * numeric, nesting beyond the stack, a string beyond a quarter of a gigabyte.
+ * numeric, nesting beyond the stack, a string beyond a quarter of a gigabyte, a
+ * character that the database's encoding has not.
  *
  * Its parser raises those as errors, so they are caught in a subtransaction;
- * only what is wrong with the value is (classes 22 and 54).
+ * only what is wrong with the value is (classes 22 and 54, and 0A000 where the
+ * encoding is SQL_ASCII).
  */
 static Jsonb *
 parse_request(bytea *bytes)
@@ -241,7 +243,8 @@ parse_request(bytea *bytes)
 		MemoryContextSwitchTo(caller_context);
 		CurrentResourceOwner = caller_owner;
 		category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
-		if (!(category == ERRCODE_DATA_EXCEPTION || category == ERRCODE_PROGRAM_LIMIT_EXCEEDED))
+		if (!(category == ERRCODE_DATA_EXCEPTION || category == ERRCODE_PROGRAM_LIMIT_EXCEEDED ||
+			  error->sqlerrcode == ERRCODE_FEATURE_NOT_SUPPORTED))
 			ReThrowError(error);
 		FreeErrorData(error);
 		result = NULL;
@@ -268,7 +271,7 @@ idempotency_fingerprint_bytes(PG_FUNCTION_ARGS)
 	pg_cryptohash_ctx *digest;
 
 	if (json != NULL)
-		PG_RETURN_BYTEA_P(idem_fingerprint_of(json));
+		PG_RETURN_BYTEA_P(fingerprint_of(json));
 	result = palloc(VARHDRSZ + IDEM_FINGERPRINT_LEN);
 	SET_VARSIZE(result, VARHDRSZ + IDEM_FINGERPRINT_LEN);
 	digest = digest_begin("fingerprint_bytes");

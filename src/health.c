@@ -62,7 +62,8 @@ report_number(Health *health, const char *check, int64 value, int64 threshold,
 
 /*
  * The number that a query on one of our tables returns, as that table's owner; its
- * $1 is the present, its $2 what the caller gives. It has to walk an index, also where the table was never analyzed.
+ * $1 is the present, its $2 what the caller gives. It has to walk an index, also
+ * where the table was never analyzed.
  */
 static int64
 number_on(const char *table, const char *sql, int64 argument)
@@ -93,18 +94,47 @@ enough(int threshold)
 }
 
 /*
- * Whether the table is one that keys can be kept in. While it is not, calls that
- * need it fail, and so would the checks that count its rows.
+ * What keeps calls from using the small tables beside, or NULL.
+ */
+static const char *
+problem_beside(void)
+{
+	static const char *const names[] = {"lock_secret", "policies", "role_bindings", "cleanup_runs"};
+
+	for (int i = 0; i < (int) lengthof(names); i++)
+	{
+		Relation table = idem_try_open_member(names[i]);
+
+		if (table == NULL)
+			return psprintf("table %s.%s does not exist. It was renamed or dropped; restore it.",
+							IDEM_SCHEMA_NAME, names[i]);
+		table_close(table, NoLock);
+	}
+	if (number_on("lock_secret",
+				  "SELECT pg_catalog.count(*) FROM idempotency.lock_secret"
+				  " WHERE $1 IS NOT NULL AND $2 IS NOT NULL",
+				  0) == 0)
+		return psprintf("table %s.lock_secret is empty. Put a secret back: INSERT INTO %s.lock_secret DEFAULT VALUES.",
+						IDEM_SCHEMA_NAME, IDEM_SCHEMA_NAME);
+	return NULL;
+}
+
+/*
+ * Whether the table is one that keys can be kept in, and what calls need beside is
+ * there. While it is not, they fail, and so would the checks that count rows.
  */
 static bool
 check_table(Health *health)
 {
 	IdemTableProblem problem;
-	bool wrong = idem_table_problem(&problem);
+	const char *detail;
 
-	report(health, "table", wrong ? "critical" : "ok", false, 0, 0,
-		   wrong ? psprintf("%s. %s", problem.message, problem.hint) : NULL);
-	return !wrong;
+	if (idem_table_problem(&problem))
+		detail = psprintf("%s. %s", problem.message, problem.hint);
+	else
+		detail = problem_beside();
+	report(health, "table", detail != NULL ? "critical" : "ok", false, 0, 0, detail);
+	return detail == NULL;
 }
 
 static void

@@ -33,7 +33,6 @@
 #include "storage/latch.h"
 #include "storage/lockdefs.h"
 #include "storage/lwlock.h"
-#include "utils/jsonb.h"
 #include "utils/relcache.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
@@ -210,9 +209,9 @@ typedef struct ClaimAnswer
 	bool taken_over;
 	bool leased;
 	bool fingerprint_checked;
-	ClaimRival rival; /* in progress */
-	bool lock_taken;  /* in progress: by somebody else, who can be waited for */
-	int64 retry_after;
+	ClaimRival rival;  /* in progress */
+	bool lock_taken;   /* in progress: by somebody else, who can be waited for */
+	int64 retry_after; /* in progress: until it may change by itself, in microseconds */
 } ClaimAnswer;
 
 extern void idem_claim_decide(const ClaimRequest *request, bool locked,
@@ -359,7 +358,6 @@ extern void idem_lock_release(const KeyIdentity *id);
 
 /* fingerprint.c */
 #define IDEM_FINGERPRINT_LEN 32
-extern bytea *idem_fingerprint_of(Jsonb *request);
 extern bytea *idem_fingerprint_argument(FunctionCallInfo fcinfo,
 										int request_argno,
 										int fingerprint_argno);
@@ -444,6 +442,7 @@ typedef struct IdemIdentity
 
 extern void idem_become(IdemIdentity *before, Oid owner, bool plain);
 extern void idem_unbecome(const IdemIdentity *before);
+extern Relation idem_try_open_member(const char *name);
 extern Relation idem_open_member(const char *name);
 extern uint64 idem_execute_on(const char *name, const char *sql, int nargs, Oid *types,
 							  Datum *values, const char *nulls, int64 *number);

@@ -83,11 +83,19 @@ static Oid plain_for = InvalidOid;
 static bool is_plain = false; /* of that table */
 
 /*
+ * The table that is being looked at. What was seen of it is good for the call
+ * that is running; if this is invalid in the end, it is not kept for the next.
+ */
+static Oid looking_at = InvalidOid;
+
+/*
  * Anything about the table has changed: look at it again.
  */
 static void
 table_changed(Datum arg pg_attribute_unused(), Oid relid)
 {
+	if (relid == InvalidOid || relid == looking_at)
+		looking_at = InvalidOid;
 	if (relid == InvalidOid || relid == table_oid)
 		table_oid = InvalidOid;
 	if (relid == InvalidOid || relid == plain_for)
@@ -389,9 +397,10 @@ idem_table_open(LOCKMODE mode)
 	}
 
 	table = open_by_name(mode);
+	looking_at = table == NULL ? InvalidOid : RelationGetRelid(table);
 	if (is_wrong(table, &problem))
 		fail_with(&problem);
-	table_oid = RelationGetRelid(table);
+	table_oid = looking_at;
 	return table;
 }
 
@@ -521,12 +530,11 @@ look_if_plain(Relation table)
 bool
 idem_table_is_plain(Relation table)
 {
-	while (plain_for != RelationGetRelid(table))
+	if (plain_for != RelationGetRelid(table))
 	{
-		/* May be invalidated while we look: then we look again. */
-		is_plain = false;
-		plain_for = RelationGetRelid(table);
+		looking_at = RelationGetRelid(table);
 		is_plain = look_if_plain(table);
+		plain_for = looking_at;
 	}
 	return is_plain;
 }
