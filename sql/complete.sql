@@ -171,7 +171,8 @@ SELECT outcome FROM idempotency.claim('complete', 'refuse', 'open');
 SELECT status, headers, pg_temp.refused(status, headers::jsonb) FROM (VALUES
 	(-1, NULL), (200, 'null'), (200, '"text"'), (200, '1'), (200, '[1, 2, [3]]'), (200, '["a", "b"]'), (200, '[["a"]]'), (200, '[["a", "b", "c"]]'),
 	(200, '[[1, "b"]]'), (200, '[["a", null]]'), (200, '[["a", ["b"]]]'), (200, '[["", "b"]]'), (200, '[{"a": "b"}]'), (200, '{"a": null}'), (200, '{"a": true}'),
-	(200, '{"a": {"b": "c"}}'), (200, '{"a": [["b"]]}'), (200, '{"": "b"}'), (200, '{"a b": "c"}'), (200, '{"a:": "c"}'), (200, '{"a": "b\r\nSet-Cookie: c"}'), (200, '{"a\n": "b"}'), (200, '[["a", "b\n"]]')
+	(200, '{"a": {"b": "c"}}'), (200, '{"a": [["b"]]}'), (200, '{"": "b"}'), (200, '{"a b": "c"}'), (200, '{"a:": "c"}'), (200, '{"a": "b\r\nSet-Cookie: c"}'), (200, '{"a\n": "b"}'), (200, '[["a", "b\n"]]'),
+	(200, '{"a": "b\r"}'), (200, '{"a\u007f": "b"}'), (200, '{"a": [[]]}'), (200, '[["a", []]]'), (200, '[[]]')
 ) AS v(status, headers);
 SELECT idempotency.complete('complete', 'refuse', 'open', 200, 'x', '{"A": "b", "c": ["d", "e"], "Length": 3}') > now() AS accepted;
 COMMIT;

@@ -24,7 +24,8 @@ INSERT INTO given (token) SELECT token FROM idempotency.claim('tokens', 'tokens'
 SELECT pg_temp.back('k');
 INSERT INTO given (token) SELECT token FROM idempotency.lookup('tokens', 'tokens', 'k');
 INSERT INTO given (token) SELECT token FROM idempotency.claim('tokens', 'tokens', 'k', lease => '5 min');
-SELECT last_value FROM idempotency.token_seq;
+-- One that is larger for the row's sake alone keeps its bits of the sequence.
+SELECT last_value, token & ((1 << 20) - 1) = last_value AS sequence FROM idempotency.token_seq, idempotency.lookup('tokens', 'tokens', 'k');
 SELECT pg_temp.back('k');
 INSERT INTO given (token) SELECT token FROM idempotency.lookup('tokens', 'tokens', 'k');
 INSERT INTO given (token) SELECT token FROM idempotency.claim_abandoned('tokens', '5 min');

@@ -86,6 +86,10 @@ SELECT public.triggers_once('planned');
 SELECT * FROM public.triggers_settings() EXCEPT TABLE public.triggers_before;
 COMMIT;
 SELECT * FROM public.triggers_settings() EXCEPT TABLE public.triggers_before;
+-- Where it is the planner that asks first for what the index holds, not the writing.
+\c -
+SELECT idempotency.forget_scope('triggers, planned first');
+SELECT * FROM public.triggers_settings() EXCEPT TABLE public.triggers_before;
 DROP INDEX idempotency.triggers_planned;
 
 -- A trigger sees the caller's settings, not those that the extension's own

@@ -80,6 +80,7 @@ trap('an index that casts', 'complete', '22P02', indexed('((response_body::int))
 foreach my $call (sort keys %calls)
 {
 	trap("an index's predicate that casts", $call, '22P02', indexed('(note) WHERE key::int > 0'));
+	trap("an index's predicate whose functions are the server's own", $call, '22P02', indexed('(note) WHERE int4in(textout(key)) > 0'));
 	trap('a CHECK', $call, '23514', constraint(q{CHECK (key NOT LIKE 'Canary%')}));
 	trap('NOT NULL', $call, '23502', column('int NOT NULL'));
 	trap('a foreign key', $call, '23503', 'CREATE TABLE public.scopes (id text PRIMARY KEY); ' . (constraint('FOREIGN KEY (scope) REFERENCES public.scopes'))[0],
