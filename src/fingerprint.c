@@ -199,6 +199,15 @@ idempotency_fingerprint(PG_FUNCTION_ARGS)
 	PG_RETURN_BYTEA_P(fingerprint_of(PG_GETARG_JSONB_P(0)));
 }
 
+static Jsonb *
+as_jsonb(bytea *bytes)
+{
+	int len = VARSIZE_ANY_EXHDR(bytes);
+	char *json = pg_any_to_server(pnstrdup(VARDATA_ANY(bytes), len), len, PG_UTF8);
+
+	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(json)));
+}
+
 /*
  * A request as it came over the wire as jsonb, or NULL if it is not JSON or
  * none that jsonb takes: "\\u0000", half a surrogate pair, a number beyond
@@ -212,23 +221,19 @@ idempotency_fingerprint(PG_FUNCTION_ARGS)
 static Jsonb *
 parse_request(bytea *bytes)
 {
-	const char *data = VARDATA_ANY(bytes);
-	int len = VARSIZE_ANY_EXHDR(bytes);
 	MemoryContext caller_context = CurrentMemoryContext;
 	ResourceOwner caller_owner = CurrentResourceOwner;
 	Jsonb *volatile result = NULL;
 
 	/* What follows would not be seen. */
-	if (memchr(data, '\0', len) != NULL)
+	if (memchr(VARDATA_ANY(bytes), '\0', VARSIZE_ANY_EXHDR(bytes)) != NULL)
 		return NULL;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(caller_context);
 	PG_TRY();
 	{
-		char *json = pg_any_to_server(pnstrdup(data, len), len, PG_UTF8);
-
-		result = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(json)));
+		result = as_jsonb(bytes);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
