@@ -224,7 +224,7 @@ public class Shop {
         String answer = "{\"charge\": \"" + charge + "\"}";
         transaction(c -> { // the row and the answer, together
             one(c, "INSERT INTO example_java.payments (account, charge, amount) VALUES (?, ?, ?) RETURNING 1", account, charge, amount);
-            return one(c, "SELECT idempotency.complete(?, 'POST /charges', ?, 201, ?, token => ?)", account, key, answer, token);
+            return one(c, "SELECT idempotency.complete(?, 'POST /charges', ?, 201, ?, token => ?, refuse_repeat => true)", account, key, answer, token);
         });
         return new Answer(201, "", answer);
     }

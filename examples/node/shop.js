@@ -149,7 +149,7 @@ async function charge(pool, network, account, key, body, attempt) {
   await transaction(pool, async (client) => { // the row and the answer, together
     await client.query('INSERT INTO example_node.payments (account, charge, amount) VALUES ($1, $2, $3)',
       [account, charged, body.amount]);
-    await client.query(`SELECT idempotency.complete($1, 'POST /charges', $2, 201, $3, token => $4)`,
+    await client.query(`SELECT idempotency.complete($1, 'POST /charges', $2, 201, $3, token => $4, refuse_repeat => true)`,
       [account, key, answer, claim.token]);
   });
   return { status: 201, headers: {}, body: answer };

@@ -166,7 +166,7 @@ def charge_once(connect, network, account, key, body, claim_id):
     def book(cursor):  # the row and the answer, together
         cursor.execute('INSERT INTO example_python.payments (account, charge, amount) VALUES (%s, %s, %s)',
                        (account, charge, body['amount']))
-        cursor.execute("SELECT idempotency.complete(%s, 'POST /charges', %s, 201, %s, token => %s)",
+        cursor.execute("SELECT idempotency.complete(%s, 'POST /charges', %s, 201, %s, token => %s, refuse_repeat => true)",
                        (account, key, answer, token))
 
     retried(book, connect)

@@ -17,7 +17,7 @@ SELECT outcome, outcome = 'claimed' AS claimed, token, coalesce(response_body, '
 		BEGIN;
 		INSERT INTO example_sql.payments VALUES (:'account', :amount);
 		SELECT 201 AS status, 'charged' AS body_out,
-			   idempotency.complete(:'account', 'POST /charges', :'key', 201, 'charged', token => :token) \gset
+			   idempotency.complete(:'account', 'POST /charges', :'key', 201, 'charged', token => :token, refuse_repeat => true) \gset
 		COMMIT;
 	\elif :refused
 		-- we know that nothing happened
