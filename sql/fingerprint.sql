@@ -115,8 +115,6 @@ CREATE DATABASE regress_fingerprint ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE
 SET client_min_messages = warning;
 CREATE EXTENSION idempotency;
 SELECT length(idempotency.fingerprint_bytes('{"a": "\\u00e9"}'));
-SELECT idempotency.fingerprint('{"a": "\u00e9"}');
-\echo :SQLSTATE
 SELECT idempotency.fingerprint_bytes('{"a": "\\u0041"}') = idempotency.fingerprint('{"a": "A"}') AS json;
 \c contrib_regression
 DROP DATABASE regress_fingerprint WITH (FORCE);

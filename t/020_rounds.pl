@@ -16,7 +16,8 @@ use Time::HiRes qw(sleep);
 use Wire;
 use Worker;
 
-my $node = new_preloaded_server('rounds');
+# In UTF8: a long message is clipped at a character, not in one.
+my $node = new_preloaded_server('rounds', init => { extra => [ '--encoding=UTF8', '--locale=C' ] });
 
 sub logged { return scalar(() = server_log($node) =~ /$_[0]/g); }
 
