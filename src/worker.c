@@ -496,6 +496,17 @@ keep_message(IdemCleanup *cleanup, const char *message)
 	cleanup->message[length] = '\0';
 }
 
+static bool
+still_installed(void)
+{
+	bool result;
+
+	StartTransactionCommand();
+	result = idem_cleanup_installed();
+	CommitTransactionCommand();
+	return result;
+}
+
 /*
  * One batch in a transaction of its own. An error ends the clean-up and goes
  * into *cleanup instead of the log, where the launcher sees to it that it
@@ -542,6 +553,8 @@ clean_batch(IdemCleanup *cleanup, IdemProgress *progress, bool *more)
 		result = WORKER_FAILED;
 	}
 	PG_END_TRY();
+	if (result == WORKER_FAILED && !still_installed())
+		result = WORKER_ABSENT; /* dropped after we had looked */
 	pgstat_report_stat(true);
 	pgstat_report_activity(STATE_IDLE, NULL);
 	MemoryContextSwitchTo(context);

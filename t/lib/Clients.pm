@@ -387,7 +387,9 @@ sub end_transaction
 	{
 		# The client is gone; the server finds out.
 		$transaction->{state} = 'aborted';
-		$transaction->{ended_at} = $transaction->{over_at} = time;
+		# Its backend may have been ended before, without its noticing.
+		$transaction->{over_at} = time;
+		$transaction->{ended_at} = $client->{hit_at} // $transaction->{over_at};
 		$client->{connection}->close;
 		return idle($client);
 	}
