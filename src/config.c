@@ -2,7 +2,7 @@
  *
  * config.c
  *	  Small tables of the extension that every backend keeps a copy of:
- *	  "policies" and "role_bindings".
+ *	  "policies", "role_bindings" and "lock_secret".
  *
  * A claim must not pay for a look-up in them. So they are read as a whole at
  * first need. A trigger on each invalidates the table's relation cache entry,
