@@ -89,7 +89,7 @@ INSERT INTO idempotency.idempotency_keys (created_at, expires_at, completed_at, 
 SELECT now() - interval '2 days', now() + CASE WHEN g <= 3000 THEN interval '-1 day' ELSE interval '1 day' END, now(), 1,
 	'maintenance reads ' || g % 10, 'maintenance op ' || g % 3, g, 'completed'
 FROM generate_series(1, 9000) AS g;
-CREATE VIEW pg_temp.reads_of_each AS
+CREATE TEMP VIEW reads_of_each AS
 SELECT call, deleted, by_key, CASE WHEN by_expiry < 1000 THEN 'few' ELSE by_expiry::text END AS by_expiry, scans
 FROM (VALUES (1, $$scope => 'maintenance reads 1'$$), (2, $$scope => 'maintenance reads 2', operation => 'maintenance op 2'$$),
 		(3, $$operation => 'maintenance op 1', max_rows => 10$$), (4, $$max_rows => 10$$)) AS c(n, call),
