@@ -70,9 +70,9 @@
 
 /* PostgreSQL 16 can leave out indexes that do not summarize; 19 has flags. */
 #if PG_VERSION_NUM >= 190000
-#define ExecInsertIndexTuples_compat(result, slot, estate, no_duplicate_error, conflict)            \
-	ExecInsertIndexTuples(result, estate, (no_duplicate_error) ? EIIT_NO_DUPE_ERROR : 0, slot, NIL, \
-						  conflict)
+#define ExecInsertIndexTuples_compat(result, slot, estate, no_duplicate_error, conflict)       \
+	ExecInsertIndexTuples(result, estate, (no_duplicate_error) ? EIIT_NO_DUPE_ERROR : 0, slot, \
+						  NIL, conflict)
 #elif PG_VERSION_NUM >= 160000
 #define ExecInsertIndexTuples_compat(result, slot, estate, no_duplicate_error, conflict) \
 	ExecInsertIndexTuples(result, slot, estate, false, no_duplicate_error, conflict, NIL, false)
@@ -112,6 +112,25 @@
 #else
 #define EXECUTE_ONCE_PARAMETER , bool execute_once
 #define EXECUTE_ONCE , execute_once
+#endif
+
+/*
+ * Whether somebody has given a setting that nobody has defined yet a value, be it
+ * empty. One that was given and taken back is still there: PostgreSQL 15 says NULL
+ * for it, later versions an empty text, but show where a value comes from.
+ */
+#if PG_VERSION_NUM >= 160000
+#include "utils/guc_tables.h"
+
+static inline bool
+setting_is_given_compat(const char *name)
+{
+	struct config_generic *setting = find_option(name, false, true, 0);
+
+	return setting != NULL && setting->source != PGC_S_DEFAULT;
+}
+#else
+#define setting_is_given_compat(name) (GetConfigOption(name, true, false) != NULL)
 #endif
 
 /*

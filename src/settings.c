@@ -79,8 +79,8 @@ static const struct
  * A list of names has to be one.
  */
 static bool
-check_name_list(char **value, void **extra pg_attribute_unused(),
-				GucSource source pg_attribute_unused())
+setting_check_name_list(char **value, void **extra pg_attribute_unused(),
+						GucSource source pg_attribute_unused())
 {
 	List *names;
 
@@ -97,14 +97,14 @@ check_name_list(char **value, void **extra pg_attribute_unused(),
  * Whether the binding is required, or not, by somebody who may say so. The
  * hook is only asked about values that passed the check of privileges.
  */
-static bool binding_decided;
+static bool setting_binding_decided;
 
 static bool
-check_require_binding(bool *value pg_attribute_unused(), void **extra pg_attribute_unused(),
-					  GucSource source)
+setting_check_require_binding(bool *value pg_attribute_unused(), void **extra pg_attribute_unused(),
+							  GucSource source)
 {
 	if (source != PGC_S_DEFAULT)
-		binding_decided = true;
+		setting_binding_decided = true;
 	return true;
 }
 
@@ -116,20 +116,20 @@ check_require_binding(bool *value pg_attribute_unused(), void **extra pg_attribu
  * choose. Who tries that, is bound for the rest of the connection.
  */
 static void
-define_require_binding(void)
+setting_define_require_binding(void)
 {
 	static const char *const name = "idempotency.require_binding";
-	bool given = GetConfigOption(name, true, false) != NULL;
+	bool given = setting_is_given_compat(name);
 
-	binding_decided = false;
+	setting_binding_decided = false;
 	DefineCustomBoolVariable(name,
 							 "Let roles without a binding use no scope.",
 							 "Superusers need none. See bind_role().",
 							 &idem_require_binding,
 							 false,
 							 PGC_SUSET, 0,
-							 check_require_binding, NULL, NULL);
-	if (given && !binding_decided)
+							 setting_check_require_binding, NULL, NULL);
+	if (given && !setting_binding_decided)
 		SetConfigOption(name, "on", PGC_SUSET, PGC_S_OVERRIDE);
 }
 
@@ -153,7 +153,8 @@ idem_settings_init(void)
 							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("idempotency.once_ttl",
-							"How long once() and once_batch() remember a key when the call does not say.",
+							"How long once() and once_batch() remember a key when the call does"
+							" not say.",
 							NULL,
 							&idem_once_ttl,
 							30 * DAY_S, 1, INT_MAX,
@@ -161,7 +162,8 @@ idem_settings_init(void)
 							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("idempotency.default_lease",
-							"Length of a lease that extend() and checkpoint() renew without being told a length.",
+							"Length of a lease that extend() and checkpoint() renew without"
+							" being told a length.",
 							NULL,
 							&idem_default_lease,
 							MINUTE_MS, 1, INT_MAX,
@@ -185,7 +187,8 @@ idem_settings_init(void)
 							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("idempotency.once_wait",
-							"How long once() waits for an undecided rival when the call does not say.",
+							"How long once() waits for an undecided rival"
+							" when the call does not say.",
 							NULL,
 							&idem_once_wait,
 							5000, 0, INT_MAX,
@@ -194,7 +197,8 @@ idem_settings_init(void)
 
 	DefineCustomIntVariable("idempotency.max_waiters",
 							"Most connections of the server that wait for a rival at one time.",
-							"One more gets its answer at once. Zero means no limit. Needs the library to be preloaded.",
+							"One more gets its answer at once. Zero means no limit."
+							" Needs the library to be preloaded.",
 							&idem_max_waiters,
 							32, 0, INT_MAX,
 							PGC_SUSET, 0,
@@ -202,15 +206,18 @@ idem_settings_init(void)
 
 	DefineCustomIntVariable("idempotency.max_waiters_per_key",
 							"Most connections that wait for one key at one time.",
-							"One more gets its answer at once. Zero means no limit. Needs the library to be preloaded.",
+							"One more gets its answer at once. Zero means no limit."
+							" Needs the library to be preloaded.",
 							&idem_max_waiters_per_key,
 							4, 0, INT_MAX,
 							PGC_SUSET, 0,
 							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("idempotency.max_retry_after",
-							"Largest retry_after_ms that a claim names while another's lease lasts.",
-							"Work is most often done long before its lease ends; locked_until says when that is.",
+							"Largest retry_after_ms that a claim names while another's lease"
+							" lasts.",
+							"Work is most often done long before its lease ends;"
+							" locked_until says when that is.",
 							&idem_max_retry_after,
 							5000, 1, INT_MAX,
 							PGC_USERSET, GUC_UNIT_MS,
@@ -226,7 +233,8 @@ idem_settings_init(void)
 
 	DefineCustomIntVariable("idempotency.max_claims_per_transaction",
 							"Most keys that one transaction may claim or decide about.",
-							"Each takes a place in the server's lock table until the transaction ends.",
+							"Each takes a place in the server's lock table until the transaction"
+							" ends.",
 							&idem_max_claims_per_transaction,
 							1000, 1, INT_MAX,
 							PGC_SUSET, 0,
@@ -240,7 +248,7 @@ idem_settings_init(void)
 							PGC_SUSET, GUC_UNIT_KB,
 							NULL, NULL, NULL);
 
-	define_require_binding();
+	setting_define_require_binding();
 
 	DefineCustomBoolVariable("idempotency.track",
 							 "Count claims, replays and the rest for the view \"stats\".",
@@ -288,7 +296,7 @@ idem_settings_init(void)
 							   &idem_cleanup_skip_databases,
 							   "",
 							   PGC_SIGHUP, GUC_LIST_INPUT,
-							   check_name_list, NULL, NULL);
+							   setting_check_name_list, NULL, NULL);
 
 	for (int i = 0; i < (int) lengthof(thresholds); i++)
 		DefineCustomIntVariable(thresholds[i].name,
