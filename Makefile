@@ -31,7 +31,7 @@ PG_CFLAGS = -Wall -Wextra -Wno-declaration-after-statement $(EXTRA_CFLAGS)
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
-$(OBJS): src/idempotency.h src/compat.h
+$(OBJS): $(wildcard src/*.h)
 
 # After "make install", as somebody other than root.
 temporary = --temp-instance=tmp_check/configured --temp-config=t/server.conf

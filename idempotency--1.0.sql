@@ -925,6 +925,16 @@ LANGUAGE C STABLE CALLED ON NULL INPUT PARALLEL RESTRICTED;
 COMMENT ON FUNCTION idempotency.default_policy IS
 	'What holds for an operation without a policy; see the view effective_policies';
 
+CREATE FUNCTION idempotency.key_standing(
+	status pg_catalog.text, expires_at pg_catalog.timestamptz,
+	locked_until pg_catalog.timestamptz, hold_if_abandoned pg_catalog.bool,
+	at pg_catalog.timestamptz)
+RETURNS pg_catalog.text
+AS 'MODULE_PATHNAME', 'idempotency_key_standing'
+LANGUAGE C IMMUTABLE CALLED ON NULL INPUT PARALLEL SAFE;
+COMMENT ON FUNCTION idempotency.key_standing IS
+	'How a key with these columns stands at a moment: expired, completed, leased, abandoned, held, waiting or failed';
+
 CREATE VIEW idempotency.stats AS
 SELECT d.database_id, d.database, d.claims, d.replays, d.conflicts, d.mismatches,
 	d.takeovers, d.completions, d.failures, d.deleted,
@@ -965,13 +975,9 @@ COMMENT ON COLUMN idempotency.stats.last_cleanup_deleted IS
 
 CREATE VIEW idempotency.keys_by_operation AS
 SELECT k.operation, k.status, pg_catalog.count(*) AS keys,
-	pg_catalog.count(*) FILTER (WHERE k.expires_at OPERATOR(pg_catalog.<=)
-		pg_catalog.statement_timestamp()
-		AND (k.status OPERATOR(pg_catalog.=) 'completed'::pg_catalog.text
-			OR k.status OPERATOR(pg_catalog.=) 'failed'::pg_catalog.text
-			OR (k.status OPERATOR(pg_catalog.=) 'in_progress'::pg_catalog.text
-				AND k.locked_until OPERATOR(pg_catalog.<=) pg_catalog.statement_timestamp()
-				AND k.hold_if_abandoned IS NOT TRUE))) AS expired,
+	pg_catalog.count(*) FILTER (WHERE idempotency.key_standing(k.status, k.expires_at,
+		k.locked_until, k.hold_if_abandoned, pg_catalog.statement_timestamp())
+		OPERATOR(pg_catalog.=) 'expired'::pg_catalog.text) AS expired,
 	pg_catalog.min(k.created_at) AS oldest,
 	pg_catalog.max(k.created_at) AS newest
 FROM idempotency.idempotency_keys AS k
@@ -993,13 +999,9 @@ COMMENT ON COLUMN idempotency.keys_by_operation.newest IS
 
 CREATE VIEW idempotency.keys_by_scope AS
 SELECT k.scope, k.operation, k.status, pg_catalog.count(*) AS keys,
-	pg_catalog.count(*) FILTER (WHERE k.expires_at OPERATOR(pg_catalog.<=)
-		pg_catalog.statement_timestamp()
-		AND (k.status OPERATOR(pg_catalog.=) 'completed'::pg_catalog.text
-			OR k.status OPERATOR(pg_catalog.=) 'failed'::pg_catalog.text
-			OR (k.status OPERATOR(pg_catalog.=) 'in_progress'::pg_catalog.text
-				AND k.locked_until OPERATOR(pg_catalog.<=) pg_catalog.statement_timestamp()
-				AND k.hold_if_abandoned IS NOT TRUE))) AS expired,
+	pg_catalog.count(*) FILTER (WHERE idempotency.key_standing(k.status, k.expires_at,
+		k.locked_until, k.hold_if_abandoned, pg_catalog.statement_timestamp())
+		OPERATOR(pg_catalog.=) 'expired'::pg_catalog.text) AS expired,
 	pg_catalog.min(k.created_at) AS oldest,
 	pg_catalog.max(k.created_at) AS newest
 FROM idempotency.idempotency_keys AS k
@@ -1023,14 +1025,16 @@ COMMENT ON COLUMN idempotency.keys_by_scope.newest IS
 
 CREATE VIEW idempotency.abandoned AS
 SELECT k.scope, k.operation, k.key,
-	CASE WHEN k.hold_if_abandoned THEN 'held'::pg_catalog.text ELSE k.status END AS status,
+	CASE WHEN s.standing OPERATOR(pg_catalog.=) 'held'::pg_catalog.text
+		THEN s.standing ELSE k.status END AS status,
 	k.token, k.attempt, k.recovery_point, k.state, k.last_error, k.note,
 	k.created_at, COALESCE(k.claimed_at, k.created_at) AS claimed_at,
 	k.checkpointed_at, k.locked_until
 FROM idempotency.idempotency_keys AS k
-WHERE (k.status OPERATOR(pg_catalog.=) 'in_progress'::pg_catalog.text
-		AND k.locked_until OPERATOR(pg_catalog.<=) pg_catalog.statement_timestamp())
-	OR k.status OPERATOR(pg_catalog.=) 'held'::pg_catalog.text;
+CROSS JOIN LATERAL idempotency.key_standing(k.status, k.expires_at, k.locked_until,
+	k.hold_if_abandoned, pg_catalog.statement_timestamp()) AS s(standing)
+WHERE k.status OPERATOR(pg_catalog.=) ANY (ARRAY['in_progress', 'held']::pg_catalog.text[])
+	AND s.standing OPERATOR(pg_catalog.=) ANY (ARRAY['abandoned', 'held']::pg_catalog.text[]);
 COMMENT ON VIEW idempotency.abandoned IS
 	'What waits for somebody: claims whose owner is gone, and held keys, with what a person needs to decide';
 COMMENT ON COLUMN idempotency.abandoned.scope IS

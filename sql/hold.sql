@@ -2,14 +2,14 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS idempotency;
 RESET client_min_messages;
--- What a call says: its value, or SQLSTATE and DETAIL of its error.
+-- What a call says: its value, or SQLSTATE and reason of its error.
 CREATE FUNCTION pg_temp.says(call text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE answer text; word text;
 BEGIN
 	EXECUTE 'SELECT ' || call INTO answer;
 	RETURN answer;
 EXCEPTION WHEN OTHERS THEN
-	GET STACKED DIAGNOSTICS word = PG_EXCEPTION_DETAIL;
+	GET STACKED DIAGNOSTICS word = CONSTRAINT_NAME;
 	RETURN trim(sqlstate || ' ' || word);
 END $$;
 

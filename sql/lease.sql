@@ -95,7 +95,7 @@ BEGIN
 	EXECUTE 'SELECT ' || call;
 	RETURN 'no error';
 EXCEPTION WHEN OTHERS THEN
-	GET STACKED DIAGNOSTICS word = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+	GET STACKED DIAGNOSTICS word = CONSTRAINT_NAME, hint = PG_EXCEPTION_HINT;
 	RETURN SQLSTATE || ' ' || SQLERRM || ' (' || word || ') ' || hint;
 END $$;
 SELECT verb, pg_temp.late(format('idempotency.%s(''lease'', ''takeover'', ''1'', token => %s)', verb, :first)) FROM unnest(ARRAY['complete', 'fail', 'release', 'extend']) verb;

@@ -91,7 +91,7 @@ END $$;
 INSERT INTO raised_error
 SELECT pg_temp.state_of(condition), condition
   FROM (SELECT DISTINCT regexp_replace(lower(m[1]), '^(t_r_|e_r_i_e_)', '') AS condition
-		  FROM regexp_matches(:'sources', '(?<!== )ERRCODE_([A-Z_]+)', 'g') AS m
+		  FROM regexp_matches(:'sources', '(?<![!=]= )ERRCODE_([A-Z_]+)', 'g') AS m
 		 WHERE m[1] !~ '^(IDEM|WARNING)_' AND m[1] NOT IN ('INTERNAL_ERROR', 'TO_CATEGORY')) AS c;
 SELECT * FROM raised_error EXCEPT SELECT * FROM documented_error ORDER BY 1;
 SELECT * FROM documented_error EXCEPT SELECT * FROM raised_error ORDER BY 1;
@@ -99,6 +99,6 @@ SELECT * FROM documented_error EXCEPT SELECT * FROM raised_error ORDER BY 1;
 -- README.md names every call, setting and error of our own, too.
 \set readme `cat "$PG_ABS_SRCDIR/README.md"`
 SELECT name FROM real_call
- WHERE NOT :'readme' ~ ('\m' || name || '\M') AND name NOT IN ('config_changed', 'stats_data', 'default_policy', 'stats_reset')
+ WHERE NOT :'readme' ~ ('\m' || name || '\M') AND name NOT IN ('config_changed', 'stats_data', 'default_policy', 'key_standing', 'stats_reset')
 UNION ALL SELECT name FROM real_setting WHERE NOT :'readme' ~ ('`' || split_part(name, '.', 2) || '`')
 UNION ALL SELECT state FROM raised_error WHERE state LIKE 'IK%' AND NOT :'readme' ~ ('`' || state || '`');

@@ -1,5 +1,5 @@
 -- Every state that a key can be in, and what every call answers there. A cell
--- shows the answer, or SQLSTATE and DETAIL, and how the key stands after the
+-- shows the answer, or SQLSTATE and reason, and how the key stands after the
 -- transaction has ended.
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS idempotency;
@@ -115,7 +115,7 @@ BEGIN
 		WHEN 'forget, force' THEN 'done ' || idempotency.forget(s, state, k, true)
 	END;
 EXCEPTION WHEN OTHERS THEN
-	GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, detail = PG_EXCEPTION_DETAIL;
+	GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, detail = CONSTRAINT_NAME;
 	RETURN concat_ws(' ', code, nullif(detail, ''));
 END $$;
 

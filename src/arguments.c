@@ -21,13 +21,14 @@
  * One part of an identity: given, not empty, and short enough for the index.
  */
 static text *
-identity_part(FunctionCallInfo fcinfo, int argno, const char *name)
+argument_identity_part(FunctionCallInfo fcinfo, int argno, const char *name)
 {
 	if (PG_ARGISNULL(argno))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("%s must not be null", name),
-				 errhint("A key is identified by scope, operation and key; where there is only one scope, pass a constant such as 'app'.")));
+				 errhint("A key is identified by scope, operation and key;"
+						 " where there is only one scope, pass a constant such as 'app'.")));
 	return PG_GETARG_TEXT_PP(argno);
 }
 
@@ -43,50 +44,35 @@ idem_check_identity_part(text *part, const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s must not be empty", name),
-				 errhint("A key is identified by scope, operation and key; where there is only one scope, pass a constant such as 'app'.")));
+				 errhint("A key is identified by scope, operation and key;"
+						 " where there is only one scope, pass a constant such as 'app'.")));
 	if (len > idem_max_key_length)
 		ereport(ERROR,
 				(errcode(ERRCODE_STRING_DATA_RIGHT_TRUNCATION),
 				 errmsg("%s is too long", name),
 				 errdetail("It has %d bytes, and at most %d are allowed.",
 						   len, idem_max_key_length),
-				 errhint("Send a shorter value, such as a digest of it, or raise \"idempotency.max_key_length\".")));
+				 errhint("Send a shorter value, such as a digest of it,"
+						 " or raise \"idempotency.max_key_length\".")));
 }
 
 /*
- * The identity, which is always the first three arguments, for a caller that
- * only computes with it.
+ * The identity, which is always the first three arguments. Its form alone: whether
+ * the role may use the scope, and the hash, are asked for elsewhere; see
+ * idem_lock_identity().
  *
  * Errors: 22004 null, 22023 empty, 22001 longer than max_key_length bytes.
  */
 void
-idem_identity_unbound(KeyIdentity *id, FunctionCallInfo fcinfo)
+idem_identity_argument(KeyIdentity *id, FunctionCallInfo fcinfo)
 {
-	text *scope = identity_part(fcinfo, 0, "scope");
-	text *operation = identity_part(fcinfo, 1, "operation");
-	text *key = identity_part(fcinfo, 2, "key");
-
-	idem_check_identity_part(scope, "scope");
-	idem_check_identity_part(operation, "operation");
-	idem_check_identity_part(key, "key");
-	id->scope = scope;
-	id->operation = operation;
-	id->key = key;
+	id->scope = argument_identity_part(fcinfo, 0, "scope");
+	id->operation = argument_identity_part(fcinfo, 1, "operation");
+	id->key = argument_identity_part(fcinfo, 2, "key");
 	id->hash = 0;
-}
-
-/*
- * The same for a caller that reads or writes the key.
- *
- * Errors: 42501 also, a scope that the role may not use; 55000 see
- * idem_lock_hash().
- */
-void
-idem_identity(KeyIdentity *id, FunctionCallInfo fcinfo)
-{
-	idem_identity_unbound(id, fcinfo);
-	idem_binding_check(id->scope);
-	id->hash = idem_lock_hash(id);
+	idem_check_identity_part(id->scope, "scope");
+	idem_check_identity_part(id->operation, "operation");
+	idem_check_identity_part(id->key, "key");
 }
 
 /*
@@ -95,10 +81,9 @@ idem_identity(KeyIdentity *id, FunctionCallInfo fcinfo)
 text *
 idem_scope_argument(FunctionCallInfo fcinfo)
 {
-	text *scope = identity_part(fcinfo, 0, "scope");
+	text *scope = argument_identity_part(fcinfo, 0, "scope");
 
 	idem_check_identity_part(scope, "scope");
-	idem_binding_check(scope);
 	return scope;
 }
 
@@ -188,13 +173,17 @@ idem_duration(FunctionCallInfo fcinfo, int argno, const char *name,
 	if (result < minimum)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 minimum > 0 ? errmsg("%s must be greater than zero", name) : errmsg("%s must not be negative", name),
-				 errhint("Give a duration such as '24 hours'; a day counts as 24 hours, a month as 30 days.")));
+				 minimum > 0
+					 ? errmsg("%s must be greater than zero", name)
+					 : errmsg("%s must not be negative", name),
+				 errhint("Give a duration such as '24 hours'; a day counts as 24 hours,"
+						 " a month as 30 days.")));
 	if (result > maximum)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s is too long", name),
-				 errhint("At most %lld seconds are allowed; the limit is set by \"idempotency.max_ttl\".",
+				 errhint("At most %lld seconds are allowed;"
+						 " the limit is set by \"idempotency.max_ttl\".",
 						 (long long) (maximum / USECS_PER_SEC))));
 	return result;
 }
@@ -258,9 +247,13 @@ idem_role_name(Oid role)
 void
 idem_require_writable(const char *function)
 {
+	const char *hint = RecoveryInProgress()
+		? "This server is a standby: send the call to the primary. replay() and lookup() work here."
+		: "Use a read-write transaction. replay() and lookup() work here.";
+
 	if (XactReadOnly)
 		ereport(ERROR,
 				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
 				 errmsg("cannot execute %s() in a read-only transaction", function),
-				 RecoveryInProgress() ? errhint("This server is a standby: send the call to the primary. replay() and lookup() work here.") : errhint("Use a read-write transaction. replay() and lookup() work here.")));
+				 errhint("%s", hint)));
 }

@@ -19,12 +19,12 @@
  * key that is there already, the rest of the batch is looked for.
  *
  * All that is done past SQL, so only where an INSERT would do no more than that;
- * see idem_table_is_plain() and is_unconstrained(). Otherwise there is the INSERT.
+ * see idem_table_is_plain() and batch_is_unconstrained(). Otherwise there is the INSERT.
  * What can go wrong here says nothing of a row.
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "statements.h"
 
 #include "access/genam.h"
 #include "access/stratnum.h"
@@ -84,7 +84,7 @@ idem_batch_order(const text *a, const text *b)
 }
 
 static int
-compare(const void *a, const void *b)
+batch_compare(const void *a, const void *b)
 {
 	return idem_batch_order((text *) DatumGetPointer(*(const Datum *) a),
 							(text *) DatumGetPointer(*(const Datum *) b));
@@ -112,17 +112,19 @@ typedef struct Search
 } Search;
 
 static void
-begin_search(Search *search, const Batch *batch)
+batch_begin_search(Search *search, const Batch *batch)
 {
-	ScanKeyInit(&search->keys[0], 1, BTEqualStrategyNumber, F_TEXTEQ, PointerGetDatum(batch->scope));
-	ScanKeyInit(&search->keys[1], 2, BTEqualStrategyNumber, F_TEXTEQ, PointerGetDatum(batch->operation));
+	ScanKeyInit(&search->keys[0], 1, BTEqualStrategyNumber, F_TEXTEQ,
+				PointerGetDatum(batch->scope));
+	ScanKeyInit(&search->keys[1], 2, BTEqualStrategyNumber, F_TEXTEQ,
+				PointerGetDatum(batch->operation));
 	InitDirtySnapshot(search->dirty);
 	search->slot = table_slot_create(search->table, NULL);
 	search->scan = index_beginscan_compat(search->table, search->index, &search->dirty, 3);
 }
 
 static void
-end_search(Search *search)
+batch_end_search(Search *search)
 {
 	index_endscan(search->scan);
 	ExecDropSingleTupleTableSlot(search->slot);
@@ -134,7 +136,7 @@ end_search(Search *search)
  * execIndexing.c does.
  */
 static bool
-is_known(Search *search, Datum key)
+batch_is_known(Search *search, Datum key)
 {
 	for (;;)
 	{
@@ -163,7 +165,7 @@ is_known(Search *search, Datum key)
  * open, not what the catalog says by now: one may be made or rebuilt concurrently.
  */
 static bool
-is_unconstrained(Relation table, const ResultRelInfo *result, const KeyRow *row)
+batch_is_unconstrained(Relation table, const ResultRelInfo *result, const KeyRow *row)
 {
 	TupleDesc desc = RelationGetDescr(table);
 	Oid primary_key = RelationGetPrimaryKeyIndex_compat(table);
@@ -184,7 +186,7 @@ is_unconstrained(Relation table, const ResultRelInfo *result, const KeyRow *row)
  * index has another entry of its key, of a transaction that may be running.
  */
 static bool
-insert_row(Relation table, ResultRelInfo *result, TupleTableSlot *slot, EState *estate)
+batch_insert_row(Relation table, ResultRelInfo *result, TupleTableSlot *slot, EState *estate)
 {
 	TransactionId xid = GetCurrentTransactionId();
 	bool conflict = false;
@@ -206,7 +208,7 @@ insert_row(Relation table, ResultRelInfo *result, TupleTableSlot *slot, EState *
  * could refuse a key than the primary key. The table has to be plain.
  */
 static bool
-insert_new(Batch *batch, Relation table)
+batch_insert_new(Batch *batch, Relation table)
 {
 	Search search = {.table = table};
 	EState *estate = CreateExecutorState();
@@ -217,20 +219,20 @@ insert_new(Batch *batch, Relation table)
 	bool met = false; /* a key that is there */
 	bool unconstrained;
 
-	idem_keys_init_row(&row, &id);
+	idem_state_init(&row, &id);
 	KeyRowSet(&row, KEY_CREATED_AT, TimestampTzGetDatum(batch->now));
 	KeyRowSet(&row, KEY_COMPLETED_AT, TimestampTzGetDatum(batch->now));
 	KeyRowSet(&row, KEY_EXPIRES_AT, TimestampTzGetDatum(batch->expires_at));
 	KeyRowSet(&row, KEY_ATTEMPT, Int32GetDatum(1));
 	KeyRowSet(&row, KEY_KEY, batch->keys[0]);
-	KeyRowSet(&row, KEY_STATUS, CStringGetTextDatum(idem_keys_status_name(KEY_COMPLETED)));
+	KeyRowSet(&row, KEY_STATUS, CStringGetTextDatum(idem_state_name(KEY_COMPLETED)));
 
 	estate->es_output_cid = GetCurrentCommandId(true);
 	InitResultRelInfo(result, table, 0, NULL, 0);
 	ExecOpenIndices(result, true);
-	unconstrained = is_unconstrained(table, result, &row);
+	unconstrained = batch_is_unconstrained(table, result, &row);
 	search.index = index_open(RelationGetPrimaryKeyIndex_compat(table), RowExclusiveLock);
-	begin_search(&search, batch);
+	batch_begin_search(&search, batch);
 	for (int i = 0; unconstrained && i < batch->nkeys; i++)
 	{
 		KeyRowSet(&row, KEY_KEY, batch->keys[i]);
@@ -238,7 +240,7 @@ insert_new(Batch *batch, Relation table)
 		for (;;)
 		{
 			CHECK_FOR_INTERRUPTS();
-			if ((met || i == 0) && is_known(&search, batch->keys[i]))
+			if ((met || i == 0) && batch_is_known(&search, batch->keys[i]))
 			{
 				met = true;
 				break;
@@ -246,7 +248,7 @@ insert_new(Batch *batch, Relation table)
 			ExecStoreAllNullTuple(slot);
 			memcpy(slot->tts_values, row.values, sizeof(row.values));
 			memcpy(slot->tts_isnull, row.isnull, sizeof(row.isnull));
-			if (insert_row(table, result, slot, estate))
+			if (batch_insert_row(table, result, slot, estate))
 			{
 				batch->first[i] = true;
 				break;
@@ -254,7 +256,7 @@ insert_new(Batch *batch, Relation table)
 			met = true;
 		}
 	}
-	end_search(&search);
+	batch_end_search(&search);
 	index_close(search.index, NoLock);
 	ExecCloseIndices(result);
 	ExecDropSingleTupleTableSlot(slot);
@@ -268,10 +270,14 @@ insert_new(Batch *batch, Relation table)
  *----------
  */
 
+/*
+ * Where in the batch the key is that a statement returned first in a row.
+ */
 static int
-position_of(const Batch *batch, Datum key)
+batch_position_of(const Batch *batch, uint64 row)
 {
-	Datum *found = bsearch(&key, batch->keys, batch->nkeys, sizeof(Datum), compare);
+	Datum key = PointerGetDatum(DatumGetTextPP(idem_plan_value(row, 1)));
+	Datum *found = bsearch(&key, batch->keys, batch->nkeys, sizeof(Datum), batch_compare);
 
 	if (found == NULL)
 		elog(ERROR, "unexpected key in batch");
@@ -279,34 +285,34 @@ position_of(const Batch *batch, Datum key)
 }
 
 static void
-mark_first(void *state)
+batch_mark_first(void *state, uint64 nrows)
 {
 	Batch *batch = state;
 
-	for (uint64 i = 0; i < SPI_processed; i++)
+	for (uint64 i = 0; i < nrows; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		batch->first[position_of(batch, PointerGetDatum(DatumGetTextPP(idem_statement_value(i, 1))))] = true;
+		batch->first[batch_position_of(batch, i)] = true;
 	}
 }
 
 static void
-judge_existing(void *state)
+batch_judge_existing(void *state, uint64 nrows)
 {
 	Batch *batch = state;
 
-	for (uint64 i = 0; i < SPI_processed; i++)
+	for (uint64 i = 0; i < nrows; i++)
 	{
-		int position = position_of(batch, PointerGetDatum(DatumGetTextPP(idem_statement_value(i, 1))));
-		char *status = TextDatumGetCString(idem_statement_value(i, 2));
+		int position = batch_position_of(batch, i);
+		char *status = TextDatumGetCString(idem_plan_value(i, 2));
 
 		CHECK_FOR_INTERRUPTS();
-		batch->tokens[position] = DatumGetInt64(idem_statement_value(i, 4));
-		if (DatumGetBool(idem_statement_value(i, 3)))
+		batch->tokens[position] = DatumGetInt64(idem_plan_value(i, 4));
+		if (DatumGetBool(idem_plan_value(i, 3)))
 			continue;
 		batch->again[position] = false;
-		batch->open[position] = strcmp(status, idem_keys_status_name(KEY_COMPLETED)) != 0;
-		if (strcmp(status, idem_keys_status_name(KEY_HELD)) == 0)
+		batch->open[position] = strcmp(status, idem_state_name(KEY_COMPLETED)) != 0;
+		if (strcmp(status, idem_state_name(KEY_HELD)) == 0)
 			batch->held = true;
 		else if (batch->open[position])
 			batch->undecided = true;
@@ -318,14 +324,15 @@ judge_existing(void *state)
  * says how many of these it did not touch.
  */
 static int
-execute(KeyStatement statement, Batch *batch, const bool *marked,
-		void (*consume)(void *state))
+batch_execute(KeyStatement statement, Batch *batch, const bool *marked,
+			  void (*consume)(void *state, uint64 nrows))
 {
 	Datum *keys = palloc(sizeof(Datum) * batch->nkeys);
 	Datum *tokens = palloc(sizeof(Datum) * batch->nkeys);
 	bool *no_token = palloc(sizeof(bool) * batch->nkeys);
-	Datum values[6] = {PointerGetDatum(batch->scope), PointerGetDatum(batch->operation), (Datum) 0,
-					   TimestampTzGetDatum(batch->now), TimestampTzGetDatum(batch->expires_at), (Datum) 0};
+	Datum values[6] = {PointerGetDatum(batch->scope), PointerGetDatum(batch->operation),
+					   (Datum) 0, TimestampTzGetDatum(batch->now),
+					   TimestampTzGetDatum(batch->expires_at), (Datum) 0};
 	int number = 0;
 	int lower_bound = 1;
 
@@ -336,15 +343,18 @@ execute(KeyStatement statement, Batch *batch, const bool *marked,
 			continue;
 		keys[number] = batch->keys[i];
 		no_token[number] = batch->tokens[i] == 0;
-		tokens[number] = no_token[number] ? (Datum) 0 : Int64GetDatum(idem_keys_next_token(batch->tokens[i]));
+		tokens[number] = (Datum) 0;
+		if (!no_token[number])
+			tokens[number] = Int64GetDatum(idem_keys_next_token(batch->tokens[i]));
 		number++;
 	}
 	if (number == 0)
 		return 0;
 	values[2] = PointerGetDatum(construct_array(keys, number, TEXTOID, -1, false, TYPALIGN_INT));
 	values[5] = PointerGetDatum(construct_md_array(tokens, no_token, 1, &number, &lower_bound,
-												   INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	return number - (int) idem_statement_execute(statement, values, NULL, consume, batch);
+												   INT8OID, sizeof(int64), FLOAT8PASSBYVAL,
+												   TYPALIGN_DOUBLE));
+	return number - (int) idem_plan_execute(statement, values, NULL, consume, batch);
 }
 
 /*
@@ -370,7 +380,16 @@ void
 idem_batch_insert(text *scope, text *operation, Datum *keys, int nkeys,
 				  TimestampTz now, TimestampTz expires_at, bool *first, bool *open)
 {
-	Batch batch = {.scope = scope, .operation = operation, .keys = keys, .nkeys = nkeys, .now = now, .expires_at = expires_at, .first = first, .open = open};
+	Batch batch = {
+		.scope = scope,
+		.operation = operation,
+		.keys = keys,
+		.nkeys = nkeys,
+		.now = now,
+		.expires_at = expires_at,
+		.first = first,
+		.open = open,
+	};
 	bool skip_open = open != NULL;
 	Relation table = idem_table_open(RowExclusiveLock);
 	bool done = false;
@@ -382,17 +401,17 @@ idem_batch_insert(text *scope, text *operation, Datum *keys, int nkeys,
 		batch.open = palloc0(sizeof(bool) * nkeys);
 	if (idem_table_is_plain(table))
 	{
-		IdemIdentity before;
+		IdemCaller caller;
 
-		idem_become(&before, table->rd_rel->relowner, true);
-		done = insert_new(&batch, table);
-		idem_unbecome(&before);
+		idem_become(&caller, table->rd_rel->relowner, true);
+		done = batch_insert_new(&batch, table);
+		idem_unbecome(&caller);
 	}
 	table_close(table, NoLock);
 	if (!done)
 	{
 		memset(batch.again, true, nkeys);
-		(void) execute(STATEMENT_BATCH_INSERT, &batch, batch.again, mark_first);
+		(void) batch_execute(STATEMENT_BATCH_INSERT, &batch, batch.again, batch_mark_first);
 	}
 	for (int i = 0; i < nkeys; i++)
 	{
@@ -407,16 +426,18 @@ idem_batch_insert(text *scope, text *operation, Datum *keys, int nkeys,
 	{
 		if (round == MAX_ROUNDS)
 			idem_report_not_written();
-		(void) execute(STATEMENT_BATCH_LOOK, &batch, batch.again, judge_existing);
+		(void) batch_execute(STATEMENT_BATCH_LOOK, &batch, batch.again, batch_judge_existing);
 		if (batch.held && !skip_open)
 			idem_report_held();
 		if (batch.undecided && !skip_open)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_IN_USE),
 					 errmsg("a claim on one of the keys is undecided, or its retry_in is not over"),
-					 errhint("Roll back and try the batch again later, or let skip_undecided leave such keys out; use once() and claim() on different operations.")));
+					 errhint("Roll back and try the batch again later, or let skip_undecided"
+							 " leave such keys out; use once() and claim() on different"
+							 " operations.")));
 
-		left = execute(STATEMENT_BATCH_REPLACE, &batch, batch.again, mark_first);
+		left = batch_execute(STATEMENT_BATCH_REPLACE, &batch, batch.again, batch_mark_first);
 		for (int i = 0; i < nkeys; i++)
 			batch.again[i] = batch.again[i] && !first[i];
 		CHECK_FOR_INTERRUPTS();

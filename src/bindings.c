@@ -15,7 +15,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "rules.h"
 
 #include "catalog/pg_collation.h"
 #include "executor/tuptable.h"
@@ -30,7 +30,7 @@ typedef struct BindingRow
 } BindingRow;
 
 static void *
-read_row(TupleTableSlot *slot)
+binding_read_row(TupleTableSlot *slot)
 {
 	BindingRow *row = palloc0(sizeof(BindingRow));
 	bool isnull;
@@ -40,7 +40,7 @@ read_row(TupleTableSlot *slot)
 	return row;
 }
 
-static IdemConfig config = {.table = "role_bindings", .read_row = read_row};
+static IdemConfig bindings = {.table = "role_bindings", .read_row = binding_read_row};
 
 /*
  * Whether the current role may use a scope.
@@ -54,10 +54,10 @@ idem_binding_allows(text *scope)
 	bool bound = false;
 	ListCell *cell;
 
-	idem_config_refresh(&config);
-	if ((config.rows == NIL && !idem_require_binding) || superuser())
+	idem_config_refresh(&bindings);
+	if ((bindings.rows == NIL && !idem_require_binding) || superuser())
 		return true;
-	foreach (cell, config.rows)
+	foreach (cell, bindings.rows)
 	{
 		BindingRow *row = lfirst(cell);
 
@@ -73,7 +73,9 @@ idem_binding_allows(text *scope)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for a role without a binding"),
-				 errhint("Where \"idempotency.require_binding\" is on, a role can only use scopes that it is bound to by idempotency.bind_role().")));
+				 errhint("Where \"idempotency.require_binding\" is on,"
+						 " a role can only use scopes that it is bound to by"
+						 " idempotency.bind_role().")));
 	return !bound;
 }
 
@@ -98,7 +100,7 @@ idem_binding_check(text *scope)
  * Errors: 22025.
  */
 static void
-check_pattern(const text *pattern)
+binding_check_pattern(const text *pattern)
 {
 	const char *data = VARDATA_ANY(pattern);
 	int len = VARSIZE_ANY_EXHDR(pattern);
@@ -130,11 +132,12 @@ idempotency_bind_role(PG_FUNCTION_ARGS)
 	(void) idem_role_name(idem_role_argument(fcinfo));
 	if (PG_ARGISNULL(1) || VARSIZE_ANY_EXHDR(PG_GETARG_TEXT_PP(1)) == 0)
 		ereport(ERROR,
-				(errcode(PG_ARGISNULL(1) ? ERRCODE_NULL_VALUE_NOT_ALLOWED : ERRCODE_INVALID_PARAMETER_VALUE),
+				(errcode(PG_ARGISNULL(1) ? ERRCODE_NULL_VALUE_NOT_ALLOWED
+										 : ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("scope_pattern must not be null or empty"),
 				 errhint("Give a pattern as for LIKE, such as 'shop:%%'.")));
-	check_pattern(PG_GETARG_TEXT_PP(1));
-	idem_config_write(&config,
+	binding_check_pattern(PG_GETARG_TEXT_PP(1));
+	idem_config_write(&bindings,
 					  "INSERT INTO idempotency.role_bindings (role, scope_pattern)"
 					  " VALUES ($1, $2) ON CONFLICT (role, scope_pattern) DO NOTHING",
 					  2, types, values, NULL);
@@ -155,12 +158,16 @@ idempotency_unbind_role(PG_FUNCTION_ARGS)
 	Oid types[2] = {REGROLEOID, TEXTOID};
 	Datum values[2] = {PG_GETARG_DATUM(0), PG_GETARG_DATUM(1)};
 	char nulls[2] = {' ', PG_ARGISNULL(1) ? 'n' : ' '};
+	uint64 removed;
 
 	idem_require_writable("unbind_role");
 	(void) idem_role_argument(fcinfo);
-	PG_RETURN_BOOL(idem_config_write(&config,
-									 "DELETE FROM idempotency.role_bindings AS b"
-									 " WHERE b.role::pg_catalog.oid OPERATOR(pg_catalog.=) $1::pg_catalog.oid"
-									 " AND ($2 IS NULL OR b.scope_pattern OPERATOR(pg_catalog.=) $2)",
-									 2, types, values, nulls) > 0);
+	removed = idem_config_write(&bindings,
+								"DELETE FROM idempotency.role_bindings AS b"
+								" WHERE b.role::pg_catalog.oid"
+								" OPERATOR(pg_catalog.=) $1::pg_catalog.oid"
+								" AND ($2 IS NULL"
+								" OR b.scope_pattern OPERATOR(pg_catalog.=) $2)",
+								2, types, values, nulls);
+	PG_RETURN_BOOL(removed > 0);
 }

@@ -20,7 +20,9 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "claims.h"
+#include "rules.h"
+#include "server.h"
 
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -31,7 +33,7 @@
 /* When to ask again if the rival's transaction is open: nobody knows. */
 #define RIVAL_RETRY_US (1000 * INT64CONST(1000))
 
-static const char *const outcome_names[] = {
+static const char *const claim_outcome_names[] = {
 	[CLAIM_CLAIMED] = "claimed",
 	[CLAIM_REPLAY] = "replay",
 	[CLAIM_IN_PROGRESS] = "in_progress",
@@ -39,22 +41,22 @@ static const char *const outcome_names[] = {
 	[CLAIM_HELD] = "held",
 };
 
-static const char *const rival_names[] = {
+static const char *const claim_rival_names[] = {
 	[RIVAL_TRANSACTION] = "transaction",
 	[RIVAL_LEASE] = "lease",
 	[RIVAL_RETRY] = "retry",
 };
 
 static bool
-same_claim_id(const ClaimRequest *request, const KeyRow *row)
+claim_has_same_id(const ClaimRequest *request, const KeyRow *row)
 {
-	return request->claim_id != NULL && !row->isnull[KEY_CLAIM_ID] &&
-		memcmp(request->claim_id, DatumGetUUIDP(row->values[KEY_CLAIM_ID]),
+	return request->claim.claim_id != NULL && !row->isnull[KEY_CLAIM_ID] &&
+		memcmp(request->claim.claim_id, DatumGetUUIDP(row->values[KEY_CLAIM_ID]),
 			   UUID_LEN) == 0;
 }
 
 static bool
-same_fingerprint(const bytea *fingerprint, Datum stored)
+claim_has_same_fingerprint(const bytea *fingerprint, Datum stored)
 {
 	bytea *other = DatumGetByteaPP(stored);
 
@@ -67,61 +69,82 @@ same_fingerprint(const bytea *fingerprint, Datum stored)
  * What a row means for this request at this moment. Touches nothing.
  */
 static void
-judge(const ClaimRequest *request, TimestampTz now, ClaimAnswer *answer)
+claim_judge(const ClaimRequest *request, TimestampTz now, ClaimAnswer *answer)
 {
 	const KeyRow *row = &answer->row;
+	KeyStanding standing = answer->has_row ? idem_state_of(row, now) : STANDING_EXPIRED;
 
-	answer->fresh = !answer->has_row || idem_keys_expired(row, now);
-	if (answer->fresh)
-	{
-		answer->outcome = CLAIM_CLAIMED;
-		return;
-	}
-
-	if (request->fingerprint != NULL && !row->isnull[KEY_FINGERPRINT])
+	answer->fresh = standing == STANDING_EXPIRED;
+	if (!answer->fresh && request->claim.fingerprint != NULL && !row->isnull[KEY_FINGERPRINT])
 	{
 		answer->fingerprint_checked = true;
-		if (!same_fingerprint(request->fingerprint,
-							  row->values[KEY_FINGERPRINT]))
+		if (!claim_has_same_fingerprint(request->claim.fingerprint, row->values[KEY_FINGERPRINT]))
 		{
 			answer->outcome = CLAIM_MISMATCH;
 			return;
 		}
 	}
 
-	if (row->status == KEY_COMPLETED)
-		answer->outcome = CLAIM_REPLAY;
-	else if (idem_keys_held(row, now))
-		answer->outcome = CLAIM_HELD;
-	else if (row->status == KEY_IN_PROGRESS && request->lease > 0 &&
-			 same_claim_id(request, row))
+	/* Its owner did not get the answer. Nobody else has the claim. */
+	if ((standing == STANDING_LEASED || standing == STANDING_ABANDONED) &&
+		request->claim.lease > 0 && claim_has_same_id(request, row))
 	{
-		/* Its owner did not get the answer. Nobody else has the claim. */
 		answer->outcome = CLAIM_CLAIMED;
 		answer->repeated = true;
+		return;
 	}
-	else if (KeyRowTime(row, KEY_LOCKED_UNTIL) > now)
+
+	switch (standing)
 	{
-		answer->outcome = CLAIM_IN_PROGRESS;
-		answer->rival = row->status == KEY_FAILED ? RIVAL_RETRY : RIVAL_LEASE;
-		answer->retry_after = KeyRowTime(row, KEY_LOCKED_UNTIL) - now;
-	}
-	else
-	{
-		answer->outcome = CLAIM_CLAIMED;
-		answer->taken_over = row->status == KEY_IN_PROGRESS;
+		case STANDING_EXPIRED:
+		case STANDING_FAILED:
+			answer->outcome = CLAIM_CLAIMED;
+			break;
+		case STANDING_ABANDONED:
+			answer->outcome = CLAIM_CLAIMED;
+			answer->taken_over = true;
+			break;
+		case STANDING_COMPLETED:
+			answer->outcome = CLAIM_REPLAY;
+			break;
+		case STANDING_HELD:
+			answer->outcome = CLAIM_HELD;
+			break;
+		case STANDING_LEASED:
+		case STANDING_WAITING:
+			answer->outcome = CLAIM_IN_PROGRESS;
+			answer->rival = standing == STANDING_LEASED ? RIVAL_LEASE : RIVAL_RETRY;
+			answer->retry_after = KeyRowTime(row, KEY_LOCKED_UNTIL) - now;
+			break;
 	}
 }
 
 /*
- * The last attempt that the policy allows, if it is abandoned, is held: there
- * is to be no further one.
+ * Writes the row of a claim with a lease. Its token is larger than the last one
+ * that the key had; a claim that is repeated keeps its own, and its lease is not
+ * shortened.
  */
-static bool
-is_last_attempt(const ClaimRequest *request, const KeyRow *row)
+static void
+claim_write_leased(const ClaimRequest *request, TimestampTz now, bool repeated, KeyRow *row,
+				   const KeyRow *old)
 {
-	return request->lease > 0 && request->max_attempts > 0 &&
-		DatumGetInt32(row->values[KEY_ATTEMPT]) >= request->max_attempts;
+	if (repeated)
+		(void) idem_state_renew(row, now, request->claim.lease, false);
+	else
+		KeyRowSet(row, KEY_TOKEN, Int64GetDatum(idem_keys_next_token(KeyRowToken(row))));
+	idem_keys_write(row, old);
+}
+
+/*
+ * Writes the row of a claim that is completed in the same breath.
+ */
+static void
+claim_write_completed(TimestampTz now, KeyRow *row, const KeyRow *old)
+{
+	idem_state_complete(row, now, KeyRowTime(row, KEY_EXPIRES_AT), 0);
+	if (KeyRowToken(row) > 0)
+		KeyRowSet(row, KEY_TOKEN, Int64GetDatum(idem_keys_next_token(KeyRowToken(row))));
+	idem_keys_write(row, old);
 }
 
 /*
@@ -131,105 +154,50 @@ is_last_attempt(const ClaimRequest *request, const KeyRow *row)
  * Errors: 40001 if a caller that takes no locks was faster.
  */
 static void
-take(const ClaimRequest *request, TimestampTz now, PendingClaim *pending,
-	 ClaimAnswer *answer)
+claim_take(const ClaimRequest *request, TimestampTz now, PendingClaim *pending,
+		   ClaimAnswer *answer)
 {
 	KeyRow *old = NULL;
-	int64 token = 0;
-	KeyRow row;
-	PendingState state = {0};
-	MemoryContext caller;
+	PendingState state = {.status = PENDING_OPEN};
 
 	if (answer->has_row)
 	{
 		old = palloc(sizeof(KeyRow));
 		*old = answer->row;
-		token = KeyRowToken(old);
 	}
-
-	if (answer->repeated)
-		row = *old;
-	else
+	if (!answer->repeated)
 	{
-		if (answer->fresh)
-		{
-			idem_keys_init_row(&row, &request->id);
-			KeyRowSet(&row, KEY_CREATED_AT, TimestampTzGetDatum(now));
-			KeyRowSet(&row, KEY_ATTEMPT, Int32GetDatum(1));
-			if (token > 0)
-				KeyRowSet(&row, KEY_TOKEN, Int64GetDatum(token));
-		}
-		else
-		{
-			row = *old;
-			KeyRowSet(&row, KEY_CLAIMED_AT, TimestampTzGetDatum(now));
-			KeyRowSet(&row, KEY_ATTEMPT,
-					  Int32GetDatum(DatumGetInt32(old->values[KEY_ATTEMPT]) + 1));
-			KeyRowSetNull(&row, KEY_LOCKED_UNTIL);
-			KeyRowSetNull(&row, KEY_LEASE_MS);
-			KeyRowSetNull(&row, KEY_CLAIM_ID);
-			KeyRowSetNull(&row, KEY_HOLD_IF_ABANDONED);
-			KeyRowSetNull(&row, KEY_REDACTED_AT);
-		}
-		row.status = KEY_IN_PROGRESS;
-		KeyRowSet(&row, KEY_EXPIRES_AT,
-				  TimestampTzGetDatum(idem_time_after(now, request->ttl, "ttl")));
-		if (request->fingerprint != NULL)
-			KeyRowSet(&row, KEY_FINGERPRINT, PointerGetDatum(request->fingerprint));
-		if (request->claim_id != NULL)
-			KeyRowSet(&row, KEY_CLAIM_ID, UUIDPGetDatum(request->claim_id));
-		if (request->note != NULL)
-			KeyRowSet(&row, KEY_NOTE, PointerGetDatum(request->note));
-		/* What an earlier attempt left is further on than a request. */
-		if (request->state != NULL && row.isnull[KEY_STATE])
-			KeyRowSet(&row, KEY_STATE, PointerGetDatum(request->state));
-		if (request->hold_if_abandoned || is_last_attempt(request, &row))
-			KeyRowSet(&row, KEY_HOLD_IF_ABANDONED, BoolGetDatum(true));
+		KeyClaim claim = request->claim;
+
+		if (request->keep_lease && old != NULL && KeyRowLease(old) > 0)
+			claim.lease = KeyRowLease(old);
+		idem_state_claim(&answer->row, &request->id, old, now, &claim);
 	}
 
-	if (request->lease > 0)
-	{
-		int64 lease = request->keep_lease && old != NULL && !old->isnull[KEY_LEASE_MS] ? DatumGetInt64(old->values[KEY_LEASE_MS]) * 1000 : request->lease;
-		TimestampTz end = idem_time_after(now, lease, "lease");
-
-		if (answer->repeated)
-			end = Max(end, KeyRowTime(old, KEY_LOCKED_UNTIL));
-		else
-		{
-			KeyRowSet(&row, KEY_TOKEN, Int64GetDatum(idem_keys_next_token(token)));
-			/* Rounded up: a renewal is never shorter than what was asked for. */
-			KeyRowSet(&row, KEY_LEASE_MS, Int64GetDatum((lease + 999) / 1000));
-		}
-		KeyRowSet(&row, KEY_LOCKED_UNTIL, TimestampTzGetDatum(end));
-		idem_keys_write(&row, old);
-		state.leased = true;
-		state.token = DatumGetInt64(row.values[KEY_TOKEN]);
-	}
-
-	state.status = PENDING_OPEN;
 	if (request->at_once)
 	{
-		row.status = KEY_COMPLETED;
-		KeyRowSet(&row, KEY_COMPLETED_AT, TimestampTzGetDatum(now));
-		if (token > 0)
-			KeyRowSet(&row, KEY_TOKEN, Int64GetDatum(idem_keys_next_token(token)));
-		idem_keys_write(&row, old);
+		claim_write_completed(now, &answer->row, old);
 		state.status = PENDING_COMPLETED;
+	}
+	else if (request->claim.lease > 0)
+	{
+		claim_write_leased(request, now, answer->repeated, &answer->row, old);
+		state.leased = true;
+		state.token = KeyRowToken(&answer->row);
 	}
 
 	if (pending == NULL)
 		pending = idem_pending_keep(&request->id);
 	if (!request->at_once)
 	{
-		caller = MemoryContextSwitchTo(idem_pending_context());
-		state.draft = idem_keys_copy_row(&row);
+		MemoryContext caller = MemoryContextSwitchTo(idem_pending_context());
+
+		state.draft = idem_keys_copy_row(&answer->row);
 		if (!state.leased && old != NULL)
 			state.over = idem_keys_copy_version(old);
 		MemoryContextSwitchTo(caller);
 	}
 	idem_pending_set(pending, &state);
-
-	answer->row = row;
 	answer->has_row = true;
 	answer->leased = state.leased;
 }
@@ -239,12 +207,12 @@ take(const ClaimRequest *request, TimestampTz now, PendingClaim *pending,
  * for itself.
  */
 static void
-answer_own_claim(const ClaimRequest *request, const PendingState *state,
+claim_answer_own(const ClaimRequest *request, const PendingState *state,
 				 ClaimAnswer *answer)
 {
 	answer->has_row = true;
 	answer->row = *state->draft;
-	if (same_claim_id(request, state->draft))
+	if (claim_has_same_id(request, state->draft))
 	{
 		answer->outcome = CLAIM_CLAIMED;
 		answer->leased = state->leased;
@@ -275,7 +243,7 @@ idem_claim_decide(const ClaimRequest *request, bool locked, ClaimAnswer *answer)
 	if (pending != NULL &&
 		idem_pending_state(pending)->status == PENDING_OPEN)
 	{
-		answer_own_claim(request, idem_pending_state(pending), answer);
+		claim_answer_own(request, idem_pending_state(pending), answer);
 		return;
 	}
 	if (pending == NULL && !locked)
@@ -284,7 +252,7 @@ idem_claim_decide(const ClaimRequest *request, bool locked, ClaimAnswer *answer)
 	answer->has_row = idem_keys_find(&request->id, KEYS_NOW, true,
 									 &answer->row, &agrees);
 	now = GetCurrentTimestamp();
-	judge(request, now, answer);
+	claim_judge(request, now, answer);
 
 	if (answer->outcome == CLAIM_CLAIMED &&
 		((pending == NULL && !locked) ||
@@ -319,7 +287,7 @@ idem_claim_decide(const ClaimRequest *request, bool locked, ClaimAnswer *answer)
 	{
 		if (pending == NULL)
 			idem_pending_check_limit();
-		take(request, now, pending, answer);
+		claim_take(request, now, pending, answer);
 	}
 	else if (pending == NULL && locked)
 		idem_lock_release(&request->id);
@@ -330,7 +298,7 @@ idem_claim_decide(const ClaimRequest *request, bool locked, ClaimAnswer *answer)
  * claim of its own.
  */
 static bool
-worth_waiting(const ClaimRequest *request, const ClaimAnswer *answer)
+claim_worth_waiting(const ClaimRequest *request, const ClaimAnswer *answer)
 {
 	return request->wait > 0 && answer->outcome == CLAIM_IN_PROGRESS &&
 		(answer->rival == RIVAL_TRANSACTION || !request->wait_for_transaction_only) &&
@@ -347,13 +315,13 @@ worth_waiting(const ClaimRequest *request, const ClaimAnswer *answer)
  * is "in progress" at once.
  */
 static void
-decide_waiting(const ClaimRequest *request, ClaimAnswer *answer)
+claim_decide_waiting(const ClaimRequest *request, ClaimAnswer *answer)
 {
 	instr_time start;
 	bool locked = false;
 
 	idem_claim_decide(request, locked, answer);
-	if (!worth_waiting(request, answer) || !idem_wake_enter(&request->id))
+	if (!claim_worth_waiting(request, answer) || !idem_wake_enter(&request->id))
 		return;
 
 	INSTR_TIME_SET_CURRENT(start);
@@ -376,7 +344,7 @@ decide_waiting(const ClaimRequest *request, ClaimAnswer *answer)
 		idem_wake_prepare(&request->id);
 		idem_claim_decide(request, locked, answer);
 		locked = false;
-		if (!worth_waiting(request, answer))
+		if (!claim_worth_waiting(request, answer))
 			break;
 	}
 	idem_wake_leave();
@@ -388,7 +356,7 @@ decide_waiting(const ClaimRequest *request, ClaimAnswer *answer)
 void
 idem_claim_answer(const ClaimRequest *request, ClaimAnswer *answer)
 {
-	decide_waiting(request, answer);
+	claim_decide_waiting(request, answer);
 	switch (answer->outcome)
 	{
 		case CLAIM_CLAIMED:
@@ -427,45 +395,51 @@ idem_claim_wait_argument(FunctionCallInfo fcinfo, int argno, int64 otherwise)
  * Errors: 22023.
  */
 static bool
-wait_for_argument(FunctionCallInfo fcinfo, int argno)
+claim_wait_for_argument(FunctionCallInfo fcinfo, int argno)
 {
 	char *value;
 
 	if (PG_ARGISNULL(argno))
 		return false;
 	value = text_to_cstring(PG_GETARG_TEXT_PP(argno));
-	if (strcmp(value, "any") != 0 && strcmp(value, rival_names[RIVAL_TRANSACTION]) != 0)
+	if (strcmp(value, "any") != 0 && strcmp(value, claim_rival_names[RIVAL_TRANSACTION]) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("wait_for must be 'any' or 'transaction'"),
-				 errhint("'transaction' waits for a rival that may still roll back, not for one that has committed its claim.")));
+				 errhint("'transaction' waits for a rival that may still roll back,"
+						 " not for one that has committed its claim.")));
 	return strcmp(value, "any") != 0;
 }
 
 static void
-read_request(ClaimRequest *request, FunctionCallInfo fcinfo)
+claim_read_request(ClaimRequest *request, FunctionCallInfo fcinfo)
 {
+	KeyClaim *claim = &request->claim;
 	IdemPolicy policy;
 
 	MemSet(request, 0, sizeof(ClaimRequest));
-	idem_identity(&request->id, fcinfo);
+	idem_lock_identity(&request->id, fcinfo);
 	policy = idem_policy_for(request->id.operation);
-	request->fingerprint = idem_fingerprint_argument(fcinfo, 3, 4);
-	request->ttl = idem_duration(fcinfo, 5, "ttl", 1, IDEM_MAX_TTL_US, policy.ttl);
-	request->lease = idem_duration(fcinfo, 6, "lease", 1, IDEM_MAX_TTL_US, 0);
+	claim->fingerprint = idem_fingerprint_argument(fcinfo, 3, 4);
+	claim->ttl = idem_duration(fcinfo, 5, "ttl", 1, IDEM_MAX_TTL_US, policy.ttl);
+	claim->lease = idem_duration(fcinfo, 6, "lease", 1, IDEM_MAX_TTL_US, 0);
 	request->wait = idem_claim_wait_argument(fcinfo, 7, 0);
-	request->claim_id = PG_ARGISNULL(8) ? NULL : PG_GETARG_UUID_P(8);
-	request->hold_if_abandoned = PG_ARGISNULL(9) ? request->lease > 0 && policy.hold_if_abandoned : PG_GETARG_BOOL(9);
-	request->max_attempts = policy.max_attempts;
-	request->note = idem_text_argument(fcinfo, 10, "note");
-	request->state = idem_text_argument(fcinfo, 11, "state");
-	request->wait_for_transaction_only = wait_for_argument(fcinfo, 12);
+	claim->claim_id = PG_ARGISNULL(8) ? NULL : PG_GETARG_UUID_P(8);
+	if (PG_ARGISNULL(9))
+		claim->hold_if_abandoned = claim->lease > 0 && policy.hold_if_abandoned;
+	else
+		claim->hold_if_abandoned = PG_GETARG_BOOL(9);
+	claim->max_attempts = policy.max_attempts;
+	claim->note = idem_text_argument(fcinfo, 10, "note");
+	claim->state = idem_text_argument(fcinfo, 11, "state");
+	request->wait_for_transaction_only = claim_wait_for_argument(fcinfo, 12);
 
-	if (request->hold_if_abandoned && request->lease == 0)
+	if (claim->hold_if_abandoned && claim->lease == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("hold_if_abandoned needs a lease"),
-				 errhint("Without a lease a crash rolls the claim back, so it is never abandoned.")));
+				 errhint("Without a lease a crash rolls the claim back,"
+						 " so it is never abandoned.")));
 }
 
 /*
@@ -488,12 +462,7 @@ idem_claim_result(FunctionCallInfo fcinfo, const ClaimAnswer *answer, bool with_
 	if (get_call_result_type(fcinfo, &type, NULL) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	desc = lookup_rowtype_tupdesc(type, -1);
-	if (desc->natts > RESULT_COLUMNS)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the library of extension \"%s\" is older than its SQL objects",
-						IDEM_EXTENSION_NAME),
-				 errhint("Install the current library and reconnect.")));
+	idem_check_result_columns(desc->natts, RESULT_COLUMNS);
 	memset(isnull, true, sizeof(isnull));
 
 #define RETURN_VALUE(i, value) \
@@ -501,11 +470,14 @@ idem_claim_result(FunctionCallInfo fcinfo, const ClaimAnswer *answer, bool with_
 #define RETURN_COLUMN(i, column) \
 	(values[i] = row->values[column], isnull[i] = row->isnull[column])
 
-	RETURN_VALUE(0, CStringGetTextDatum(outcome_names[answer->outcome]));
+	RETURN_VALUE(0, CStringGetTextDatum(claim_outcome_names[answer->outcome]));
 	if (answer->outcome == CLAIM_CLAIMED)
 	{
 		if (answer->leased)
+		{
 			RETURN_COLUMN(1, KEY_TOKEN);
+			RETURN_COLUMN(16, KEY_LOCKED_UNTIL);
+		}
 		RETURN_COLUMN(4, KEY_RECOVERY_POINT);
 		RETURN_COLUMN(5, KEY_STATE);
 		RETURN_COLUMN(6, KEY_LAST_ERROR);
@@ -531,10 +503,10 @@ idem_claim_result(FunctionCallInfo fcinfo, const ClaimAnswer *answer, bool with_
 		if (answer->rival == RIVAL_LEASE)
 			retry_after = Min(retry_after, idem_max_retry_after * INT64CONST(1000));
 		RETURN_VALUE(12, Int64GetDatum((retry_after + 999) / 1000));
-		RETURN_VALUE(17, CStringGetTextDatum(rival_names[answer->rival]));
+		RETURN_VALUE(17, CStringGetTextDatum(claim_rival_names[answer->rival]));
+		if (answer->rival != RIVAL_TRANSACTION)
+			RETURN_COLUMN(16, KEY_LOCKED_UNTIL);
 	}
-	if (answer->outcome == CLAIM_CLAIMED ? answer->leased : answer->outcome == CLAIM_IN_PROGRESS && answer->rival != RIVAL_TRANSACTION)
-		RETURN_COLUMN(16, KEY_LOCKED_UNTIL);
 	if (answer->has_row)
 	{
 		RETURN_COLUMN(2, KEY_ATTEMPT);
@@ -565,9 +537,9 @@ idempotency_claim(PG_FUNCTION_ARGS)
 	ClaimAnswer answer;
 
 	idem_require_writable("claim");
-	read_request(&request, fcinfo);
+	claim_read_request(&request, fcinfo);
 	idem_claim_answer(&request, &answer);
 	if (answer.outcome == CLAIM_REPLAY)
-		idem_report_if_redacted(&answer.row);
+		idem_state_check_response(&answer.row);
 	PG_RETURN_DATUM(idem_claim_result(fcinfo, &answer, answer.outcome == CLAIM_REPLAY));
 }

@@ -16,12 +16,14 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "rules.h"
+#include "server.h"
 
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_database.h"
 #include "commands/extension.h"
+#include "executor/spi.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "storage/lock.h"
@@ -79,19 +81,28 @@ idem_cleanup_batch(IdemCleanup *cleanup, IdemProgress *progress, TimestampTz now
 }
 
 /*
- * Notes what a clean-up did, in shared memory for all databases to see and in
- * this database's table cleanup_runs, in the current transaction.
+ * A clean-up has come to its end: notes what it did in shared memory, for all
+ * databases to see.
  */
 void
-idem_cleanup_record(IdemCleanup *cleanup, const char *by)
+idem_cleanup_ends(IdemCleanup *cleanup)
+{
+	cleanup->finished_at = GetCurrentTimestamp();
+	idem_stats_cleanup(cleanup);
+}
+
+/*
+ * Notes it in this database's table cleanup_runs, too, in the current transaction.
+ */
+void
+idem_cleanup_record(const IdemCleanup *cleanup, const char *by)
 {
 	Oid types[] = {TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, INT8OID, INT8OID,
 				   INT4OID, TEXTOID, TEXTOID};
 	Datum values[lengthof(types)];
 	char nulls[lengthof(types) + 1];
-
-	cleanup->finished_at = GetCurrentTimestamp();
-	idem_stats_cleanup(cleanup);
+	Oid kept_type = INT8OID;
+	Datum kept = Int64GetDatum(RUNS_KEPT);
 
 	memset(nulls, ' ', lengthof(types));
 	values[0] = TimestampTzGetDatum(cleanup->started_at);
@@ -116,9 +127,10 @@ idem_cleanup_record(IdemCleanup *cleanup, const char *by)
 					lengthof(types), types, values, nulls, NULL);
 	idem_execute_on("cleanup_runs",
 					"DELETE FROM idempotency.cleanup_runs AS r"
-					" WHERE r.id OPERATOR(pg_catalog.<=) (SELECT pg_catalog.max(m.id)"
-					" OPERATOR(pg_catalog.-) " CppAsString2(RUNS_KEPT) " FROM idempotency.cleanup_runs AS m)",
-					0, NULL, NULL, NULL, NULL);
+					" WHERE r.id OPERATOR(pg_catalog.<=)"
+					" (SELECT pg_catalog.max(m.id) OPERATOR(pg_catalog.-) $1"
+					" FROM idempotency.cleanup_runs AS m)",
+					1, &kept_type, &kept, NULL, NULL);
 }
 
 PG_FUNCTION_INFO_V1(idempotency_cleanup);
@@ -167,7 +179,7 @@ idempotency_cleanup(PG_FUNCTION_ARGS)
  * ours to risk. The setting ends with the transaction.
  */
 static void
-commit_asynchronously(void)
+cleanup_commit_asynchronously(void)
 {
 	if (!TransactionIdIsValid(GetTopTransactionIdIfAny()))
 		(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
@@ -196,7 +208,8 @@ idempotency_maintain(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
 				 errmsg("maintain() commits and cannot run inside a transaction block"),
-				 errhint("CALL it by itself, or use cleanup() to delete in your own transaction.")));
+				 errhint("CALL it by itself, or use cleanup() to delete in the running"
+						 " transaction.")));
 	idem_require_writable("maintain");
 
 	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
@@ -204,12 +217,15 @@ idempotency_maintain(PG_FUNCTION_ARGS)
 	cleanup.started_at = GetCurrentTimestamp();
 	while (more)
 	{
-		commit_asynchronously();
+		cleanup_commit_asynchronously();
 		PushActiveSnapshot(GetTransactionSnapshot());
 		more = !idem_cleanup_in_the_way() &&
 			idem_cleanup_batch(&cleanup, &progress, GetCurrentTimestamp());
 		if (!more)
+		{
+			idem_cleanup_ends(&cleanup);
 			idem_cleanup_record(&cleanup, "maintain");
+		}
 		PopActiveSnapshot();
 		SPI_commit();
 		if (more && idem_cleanup_pause > 0)

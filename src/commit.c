@@ -34,7 +34,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "claims.h"
 
 #include "access/xact.h"
 #include "executor/executor.h"
@@ -45,43 +45,43 @@
 /* Without proof that they can be removed: 48 bytes each, for one transaction. */
 #define MAX_AHEAD 1000
 
-static ExecutorRun_hook_type next_executor_run = NULL;
-static ProcessUtility_hook_type next_process_utility = NULL;
+static ExecutorRun_hook_type commit_next_executor_run = NULL;
+static ProcessUtility_hook_type commit_next_process_utility = NULL;
 
 /* A statement is running. Within it nothing can commit. */
-static bool executing = false;
+static bool commit_executing = false;
 
 /* Registrations ahead of the first one; their numbers are their arguments. */
-static int nahead = 0;
+static int commit_nahead = 0;
 
-static void transaction_ends(XactEvent event, void *number);
+static void commit_transaction_ends(XactEvent event, void *number);
 
 static void *
-registration(int number)
+commit_registration(int number)
 {
 	return (void *) (intptr_t) number;
 }
 
 static void
-remove_all_ahead(void)
+commit_remove_all_ahead(void)
 {
-	for (; nahead > 0; nahead--)
-		UnregisterXactCallback(transaction_ends, registration(nahead));
+	for (; commit_nahead > 0; commit_nahead--)
+		UnregisterXactCallback(commit_transaction_ends, commit_registration(commit_nahead));
 }
 
 static void
-be_first(bool nobody_walks)
+commit_be_first(bool nobody_walks)
 {
 	if (nobody_walks)
-		remove_all_ahead();
-	else if (nahead >= MAX_AHEAD)
+		commit_remove_all_ahead();
+	else if (commit_nahead >= MAX_AHEAD)
 		return;
-	RegisterXactCallback(transaction_ends, registration(nahead + 1));
-	nahead++;
+	RegisterXactCallback(commit_transaction_ends, commit_registration(commit_nahead + 1));
+	commit_nahead++;
 }
 
 static void
-transaction_ends(XactEvent event, void *number)
+commit_transaction_ends(XactEvent event, void *number)
 {
 	switch (event)
 	{
@@ -90,8 +90,10 @@ transaction_ends(XactEvent event, void *number)
 			if (idem_pending_left_open())
 				ereport(ERROR,
 						(errcode(ERRCODE_IDEM_CLAIM_LEFT_OPEN),
-						 errmsg("a claim without a lease was left open at the end of its transaction"),
-						 errhint("Call complete() or fail() in the transaction that claims, or claim with a lease if the work goes on after it.")));
+						 errmsg("a claim without a lease was left open at the end of its"
+								" transaction"),
+						 errhint("Call complete() or fail() in the transaction that claims,"
+								 " or claim with a lease if the work goes on after it.")));
 			return;
 		case XACT_EVENT_COMMIT:
 			idem_pending_end(true);
@@ -103,8 +105,8 @@ transaction_ends(XactEvent event, void *number)
 		default:
 			return;
 	}
-	if (number == registration(0))
-		remove_all_ahead();
+	if (number == commit_registration(0))
+		commit_remove_all_ahead();
 }
 
 /*
@@ -115,8 +117,8 @@ transaction_ends(XactEvent event, void *number)
 void
 idem_commit_claim_opens(void)
 {
-	if (!executing)
-		be_first(false);
+	if (!commit_executing)
+		commit_be_first(false);
 }
 
 /*
@@ -125,7 +127,7 @@ idem_commit_claim_opens(void)
  * done no commit can begin.
  */
 static bool
-client_runs_query(void)
+commit_client_runs_query(void)
 {
 	PlannedStmt *statement;
 
@@ -136,36 +138,36 @@ client_runs_query(void)
 }
 
 static void
-run_query(QueryDesc *query, ScanDirection direction, uint64 count EXECUTE_ONCE_PARAMETER)
+commit_run_query(QueryDesc *query, ScanDirection direction, uint64 count EXECUTE_ONCE_PARAMETER)
 {
-	if (next_executor_run != NULL)
-		next_executor_run(query, direction, count EXECUTE_ONCE);
+	if (commit_next_executor_run != NULL)
+		commit_next_executor_run(query, direction, count EXECUTE_ONCE);
 	else
 		standard_ExecutorRun(query, direction, count EXECUTE_ONCE);
 }
 
 static void
-executor_run(QueryDesc *query, ScanDirection direction, uint64 count EXECUTE_ONCE_PARAMETER)
+commit_executor_run(QueryDesc *query, ScanDirection direction, uint64 count EXECUTE_ONCE_PARAMETER)
 {
-	if (executing)
+	if (commit_executing)
 	{
-		run_query(query, direction, count EXECUTE_ONCE);
+		commit_run_query(query, direction, count EXECUTE_ONCE);
 		return;
 	}
 
-	executing = true;
+	commit_executing = true;
 	PG_TRY();
 	{
-		run_query(query, direction, count EXECUTE_ONCE);
+		commit_run_query(query, direction, count EXECUTE_ONCE);
 	}
 	PG_FINALLY();
 	{
-		executing = false;
+		commit_executing = false;
 	}
 	PG_END_TRY();
 
 	if (idem_pending_left_open())
-		be_first(client_runs_query());
+		commit_be_first(commit_client_runs_query());
 }
 
 /*
@@ -173,27 +175,28 @@ executor_run(QueryDesc *query, ScanDirection direction, uint64 count EXECUTE_ONC
  * may be gone when it has been processed.
  */
 static void
-process_utility(PlannedStmt *statement, const char *text, bool read_only_tree,
-				ProcessUtilityContext context, ParamListInfo params,
-				QueryEnvironment *environment, DestReceiver *dest, QueryCompletion *completion)
+commit_process_utility(PlannedStmt *statement, const char *text, bool read_only_tree,
+					   ProcessUtilityContext context, ParamListInfo params,
+					   QueryEnvironment *environment, DestReceiver *dest,
+					   QueryCompletion *completion)
 {
-	if (next_process_utility != NULL)
-		next_process_utility(statement, text, read_only_tree, context, params,
-							 environment, dest, completion);
+	if (commit_next_process_utility != NULL)
+		commit_next_process_utility(statement, text, read_only_tree, context, params,
+									environment, dest, completion);
 	else
 		standard_ProcessUtility(statement, text, read_only_tree, context, params,
 								environment, dest, completion);
 
-	if (!executing && idem_pending_left_open())
-		be_first(context == PROCESS_UTILITY_TOPLEVEL);
+	if (!commit_executing && idem_pending_left_open())
+		commit_be_first(context == PROCESS_UTILITY_TOPLEVEL);
 }
 
 void
 idem_commit_init(void)
 {
-	RegisterXactCallback(transaction_ends, registration(0));
-	next_executor_run = ExecutorRun_hook;
-	ExecutorRun_hook = executor_run;
-	next_process_utility = ProcessUtility_hook;
-	ProcessUtility_hook = process_utility;
+	RegisterXactCallback(commit_transaction_ends, commit_registration(0));
+	commit_next_executor_run = ExecutorRun_hook;
+	ExecutorRun_hook = commit_executor_run;
+	commit_next_process_utility = ProcessUtility_hook;
+	ProcessUtility_hook = commit_process_utility;
 }

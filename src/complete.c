@@ -10,24 +10,17 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "claims.h"
+#include "rules.h"
+#include "server.h"
 
 pg_noreturn static void
-report_other_completion(void)
+complete_report_other(void)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_OTHER_COMPLETION),
 			 errmsg("the claim was completed with another response"),
 			 errhint("The first response stands: replay() it.")));
-}
-
-/*
- * When the running attempt was claimed.
- */
-static TimestampTz
-claimed_at(const KeyRow *row)
-{
-	return KeyRowTime(row, row->isnull[KEY_CLAIMED_AT] ? KEY_CREATED_AT : KEY_CLAIMED_AT);
 }
 
 /*
@@ -37,7 +30,7 @@ claimed_at(const KeyRow *row)
  * no end; completed at last, it gets an ordinary life.
  */
 static TimestampTz
-expiry_at_completion(const OwnedClaim *own, TimestampTz now, int64 ttl)
+complete_expiry(const OwnedClaim *own, TimestampTz now, int64 ttl)
 {
 	TimestampTz planned = KeyRowTime(&own->row, KEY_EXPIRES_AT);
 
@@ -46,42 +39,23 @@ expiry_at_completion(const OwnedClaim *own, TimestampTz now, int64 ttl)
 	if (ttl > 0)
 		return idem_time_after(now, ttl, "ttl");
 	return Max(planned,
-			   idem_time_after(now, (planned - claimed_at(&own->row)) / 2, "ttl"));
-}
-
-/*
- * Until when a completed key is replayed: its response may go before it does.
- */
-static TimestampTz
-replayed_until(const KeyRow *row)
-{
-	return KeyRowTime(row, row->isnull[KEY_RESPONSE_EXPIRES_AT] ? KEY_EXPIRES_AT : KEY_RESPONSE_EXPIRES_AT);
+			   idem_time_after(now, (planned - idem_state_claimed_at(&own->row)) / 2, "ttl"));
 }
 
 /*
  * Makes the claim a completed one and writes it; until when it is replayed.
  */
 static TimestampTz
-record(OwnedClaim *own, const IdemResponse *response, int64 ttl)
+complete_record(OwnedClaim *own, const IdemResponse *response, int64 ttl)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz expires_at = expiry_at_completion(own, now, ttl);
-	int64 response_ttl = idem_policy_for(own->id.operation).response_ttl;
 
-	own->row.status = KEY_COMPLETED;
-	KeyRowSet(&own->row, KEY_COMPLETED_AT, TimestampTzGetDatum(now));
-	KeyRowSet(&own->row, KEY_EXPIRES_AT, TimestampTzGetDatum(expires_at));
-	KeyRowSetNull(&own->row, KEY_LOCKED_UNTIL);
-	KeyRowSetNull(&own->row, KEY_LEASE_MS);
-	KeyRowSetNull(&own->row, KEY_CLAIM_ID);
-	KeyRowSetNull(&own->row, KEY_HOLD_IF_ABANDONED);
-	KeyRowSetNull(&own->row, KEY_RESPONSE_EXPIRES_AT);
-	if (response_ttl > 0 && response_ttl < expires_at - now)
-		KeyRowSet(&own->row, KEY_RESPONSE_EXPIRES_AT, TimestampTzGetDatum(now + response_ttl));
+	idem_state_complete(&own->row, now, complete_expiry(own, now, ttl),
+						idem_policy_for(own->id.operation).response_ttl);
 	idem_response_put(response, &own->row);
 	idem_owner_write(own, PENDING_COMPLETED);
 	idem_stats_count(IDEM_COMPLETIONS, 1);
-	return replayed_until(&own->row);
+	return idem_state_replayed_until(&own->row);
 }
 
 /*
@@ -98,13 +72,14 @@ idem_complete_own(const KeyIdentity *id, const IdemResponse *response, KeyRow *r
 
 	idem_owner_claim_pending(&own, id, OWNER_COMPLETE);
 	if (own.completed)
-		report_other_completion();
+		complete_report_other();
 	if (own.row.status == KEY_HELD)
 		ereport(ERROR,
 				(errcode(ERRCODE_IDEM_HELD),
 				 errmsg("the command held the key that it was run for"),
-				 errhint("Nothing of it remains. Work whose outcome may be unknown needs a claim with a lease, outside of run().")));
-	record(&own, response, 0);
+				 errhint("Nothing of it remains. Work whose outcome may be unknown needs a claim"
+						 " with a lease, outside of run().")));
+	complete_record(&own, response, 0);
 	*row = own.row;
 }
 
@@ -140,31 +115,16 @@ idempotency_complete(PG_FUNCTION_ARGS)
 	{
 		if (refuse_repeat)
 			idem_owner_report_completed();
-		idem_report_if_redacted(&own.stored);
+		idem_state_check_response(&own.stored);
 		if (!idem_response_same(&response, &own.stored))
-			report_other_completion();
-		PG_RETURN_TIMESTAMPTZ(replayed_until(&own.stored));
+			complete_report_other();
+		PG_RETURN_TIMESTAMPTZ(idem_state_replayed_until(&own.stored));
 	}
-	PG_RETURN_TIMESTAMPTZ(record(&own, &response, ttl));
-}
-
-/*
- * Makes own->row a held one: nobody gets it until a person decides, and it
- * does not expire.
- */
-static void
-set_held(OwnedClaim *own)
-{
-	own->row.status = KEY_HELD;
-	KeyRowSetNull(&own->row, KEY_LOCKED_UNTIL);
-	KeyRowSetNull(&own->row, KEY_LEASE_MS);
-	KeyRowSet(&own->row, KEY_EXPIRES_AT, TimestampTzGetDatum(DT_NOEND));
-	KeyRowSetNull(&own->row, KEY_CLAIM_ID);
-	KeyRowSetNull(&own->row, KEY_HOLD_IF_ABANDONED);
+	PG_RETURN_TIMESTAMPTZ(complete_record(&own, &response, ttl));
 }
 
 static void
-set_error(OwnedClaim *own, text *error)
+complete_set_error(OwnedClaim *own, text *error)
 {
 	KeyRowSetNull(&own->row, KEY_LAST_ERROR);
 	if (error != NULL)
@@ -176,20 +136,20 @@ set_error(OwnedClaim *own, text *error)
  * the policy allows, and writes it.
  */
 static void
-record_failure(OwnedClaim *own, text *error, int64 retry_in)
+complete_record_failure(OwnedClaim *own, text *error, int64 retry_in)
 {
 	IdemPolicy policy = idem_policy_for(own->id.operation);
 
-	set_error(own, error);
+	complete_set_error(own, error);
 	if (policy.max_attempts > 0 &&
-		DatumGetInt32(own->row.values[KEY_ATTEMPT]) >= policy.max_attempts)
+		KeyRowAttempt(&own->row) >= policy.max_attempts)
 	{
-		set_held(own);
+		idem_state_hold(&own->row);
 		idem_owner_write(own, PENDING_HELD);
 	}
 	else
 	{
-		idem_keys_set_failed(&own->row, retry_in, policy.failed_ttl);
+		idem_state_fail(&own->row, GetCurrentTimestamp(), retry_in, policy.failed_ttl);
 		idem_owner_write(own, PENDING_FAILED);
 	}
 	idem_stats_count(IDEM_FAILURES, 1);
@@ -213,14 +173,14 @@ idempotency_fail(PG_FUNCTION_ARGS)
 	error = idem_text_argument(fcinfo, 3, "error");
 	retry_in = idem_duration(fcinfo, 4, "retry_in", 0, IDEM_MAX_TTL_US, 0);
 	idem_owner_claim(&own, fcinfo, 5, OWNER_OTHER);
-	record_failure(&own, error, retry_in);
+	complete_record_failure(&own, error, retry_in);
 	PG_RETURN_BOOL(true);
 }
 
 PG_FUNCTION_INFO_V1(idempotency_record_failure);
 
 /*
- * SQL record_failure(): for who has rolled the claim back with its work, and
+ * SQL complete_record_failure(): for who has rolled the claim back with its work, and
  * wants the failure to be known all the same. Claims and fails in one call,
  * since in between somebody else could get the key. False if somebody has:
  * then there is nothing to record.
@@ -239,13 +199,13 @@ idempotency_record_failure(PG_FUNCTION_ARGS)
 	IdemPolicy policy;
 
 	idem_require_writable("record_failure");
-	idem_identity(&request.id, fcinfo);
+	idem_lock_identity(&request.id, fcinfo);
 	error = idem_text_argument(fcinfo, 3, "error");
 	retry_in = idem_duration(fcinfo, 4, "retry_in", 0, IDEM_MAX_TTL_US, 0);
-	request.fingerprint = idem_fingerprint_argument(fcinfo, 5, 6);
+	request.claim.fingerprint = idem_fingerprint_argument(fcinfo, 5, 6);
 	policy = idem_policy_for(request.id.operation);
-	request.ttl = policy.ttl;
-	request.max_attempts = policy.max_attempts;
+	request.claim.ttl = policy.ttl;
+	request.claim.max_attempts = policy.max_attempts;
 
 	pending = idem_pending_find(&request.id);
 	if (pending == NULL || idem_pending_state(pending)->status != PENDING_OPEN)
@@ -255,7 +215,7 @@ idempotency_record_failure(PG_FUNCTION_ARGS)
 			PG_RETURN_BOOL(false);
 	}
 	idem_owner_claim_pending(&own, &request.id, OWNER_OTHER);
-	record_failure(&own, error, retry_in);
+	complete_record_failure(&own, error, retry_in);
 	PG_RETURN_BOOL(true);
 }
 
@@ -277,8 +237,8 @@ idempotency_hold(PG_FUNCTION_ARGS)
 	idem_require_writable("hold");
 	reason = idem_text_argument(fcinfo, 3, "reason");
 	idem_owner_claim(&own, fcinfo, 4, OWNER_OTHER);
-	set_error(&own, reason);
-	set_held(&own);
+	complete_set_error(&own, reason);
+	idem_state_hold(&own.row);
 	idem_owner_write(&own, PENDING_HELD);
 	PG_RETURN_INT64(KeyRowToken(&own.row));
 }
@@ -296,25 +256,24 @@ Datum
 idempotency_release(PG_FUNCTION_ARGS)
 {
 	OwnedClaim own;
-	int attempt;
 
 	idem_require_writable("release");
 	idem_owner_claim(&own, fcinfo, 3, OWNER_OTHER);
 
 	if (!own.row.isnull[KEY_CHECKPOINTED_AT] &&
-		KeyRowTime(&own.row, KEY_CHECKPOINTED_AT) >= claimed_at(&own.row))
+		KeyRowTime(&own.row, KEY_CHECKPOINTED_AT) >= idem_state_claimed_at(&own.row))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot release a claim after a checkpoint"),
-				 errhint("Call fail() if you know that nothing more happened, otherwise leave it to the next attempt.")));
+				 errhint("Call fail() if it is certain that nothing more happened;"
+						 " otherwise leave it to the next attempt.")));
 
-	attempt = DatumGetInt32(own.row.values[KEY_ATTEMPT]);
-	if (!own.leased || attempt == 1)
+	if (!own.leased || KeyRowAttempt(&own.row) == 1)
 		idem_owner_delete(&own, PENDING_RELEASED);
 	else
 	{
-		idem_keys_set_failed(&own.row, 0, idem_policy_for(own.id.operation).failed_ttl);
-		KeyRowSet(&own.row, KEY_ATTEMPT, Int32GetDatum(attempt - 1));
+		idem_state_release(&own.row, GetCurrentTimestamp(),
+						   idem_policy_for(own.id.operation).failed_ttl);
 		idem_owner_write(&own, PENDING_RELEASED);
 	}
 	PG_RETURN_BOOL(true);

@@ -12,7 +12,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "rules.h"
 
 #include "access/table.h"
 #include "access/tableam.h"
@@ -23,30 +23,6 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
-
-/* Every table that was read in this backend. */
-static List *watched = NIL;
-
-static void
-table_changed(Datum arg pg_attribute_unused(), Oid relid)
-{
-	ListCell *cell;
-
-	foreach (cell, watched)
-	{
-		IdemConfig *config = lfirst(cell);
-
-		config->changes++;
-		if (relid == InvalidOid || relid == config->loaded)
-			config->loaded = InvalidOid;
-	}
-}
-
-void
-idem_config_init(void)
-{
-	CacheRegisterRelcacheCallback(table_changed, (Datum) 0);
-}
 
 /*
  * Brings the copy up to date. Whoever reads it may do so until the next call
@@ -62,27 +38,24 @@ idem_config_refresh(IdemConfig *config)
 	Snapshot snapshot;
 	TableScanDesc scan;
 	TupleTableSlot *slot;
-	uint64 changes_before;
+	uint64 changes;
 
 	/*
 	 * A transaction that has all its locks already would otherwise not learn
 	 * of a change before it ends. Where nothing is waiting this costs nothing.
 	 */
 	AcceptInvalidationMessages();
-	if (OidIsValid(config->loaded))
+	if (OidIsValid(config->memory.valid_for))
 		return;
 
-	table = idem_open_member(config->table);
+	table = idem_member_open(config->table);
 	if (config->context == NULL)
 	{
-		MemoryContext caller = MemoryContextSwitchTo(TopMemoryContext);
-
 		config->context = AllocSetContextCreate(TopMemoryContext, "idempotency configuration",
 												ALLOCSET_SMALL_SIZES);
-		watched = lappend(watched, config);
-		MemoryContextSwitchTo(caller);
+		idem_memory_watch(&config->memory);
 	}
-	changes_before = config->changes;
+	changes = config->memory.changes;
 	MemoryContextReset(config->context);
 	config->rows = NIL;
 
@@ -103,8 +76,8 @@ idem_config_refresh(IdemConfig *config)
 	ExecDropSingleTupleTableSlot(slot);
 	table_endscan(scan);
 	UnregisterSnapshot(snapshot);
-	if (config->changes == changes_before && !IsInParallelMode())
-		config->loaded = RelationGetRelid(table);
+	if (!IsInParallelMode())
+		idem_memory_keep(&config->memory, RelationGetRelid(table), changes);
 	table_close(table, NoLock);
 }
 
@@ -134,6 +107,6 @@ idempotency_config_changed(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("config_changed() is a trigger function"),
 				 errhint("It is not to be called by anybody else.")));
-	CacheInvalidateRelcacheByRelid(RelationGetRelid(((TriggerData *) fcinfo->context)->tg_relation));
+	CacheInvalidateRelcache(((TriggerData *) fcinfo->context)->tg_relation);
 	PG_RETURN_POINTER(NULL);
 }

@@ -18,6 +18,7 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_proc.h"
 #include "commands/extension.h"
+#include "executor/spi.h"
 #include "nodes/makefuncs.h"
 #include "nodes/value.h"
 #include "parser/parse_func.h"
@@ -30,7 +31,7 @@
  * Errors: 55000 pg_cron is not in this database.
  */
 static void
-require_cron(void)
+cron_require(void)
 {
 	Oid extension = get_extension_oid("pg_cron", true);
 	Oid types[3] = {TEXTOID, TEXTOID, TEXTOID};
@@ -44,12 +45,14 @@ require_cron(void)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("extension \"pg_cron\" is not installed in this database"),
-				 errhint("Install it in the database that \"cron.database_name\" names, and schedule '%s' for this one there; or preload \"%s\", whose background worker needs no pg_cron.",
+				 errhint("Install it in the database that \"cron.database_name\" names,"
+						 " and schedule '%s' for this one there; or preload \"%s\","
+						 " whose background worker needs no pg_cron.",
 						 JOB_COMMAND, IDEM_EXTENSION_NAME)));
 }
 
 static Datum
-execute(const char *sql, int nargs, Datum *values)
+cron_execute(const char *sql, int nargs, Datum *values)
 {
 	Oid types[2] = {TEXTOID, TEXTOID};
 	Datum result;
@@ -80,10 +83,10 @@ idempotency_schedule_cleanup(PG_FUNCTION_ARGS)
 	Datum values[1] = {PG_ARGISNULL(0) ? CStringGetTextDatum("0 * * * *") : PG_GETARG_DATUM(0)};
 
 	idem_require_writable("schedule_cleanup");
-	require_cron();
-	PG_RETURN_DATUM(execute("SELECT cron.schedule('" JOB_NAME "'::pg_catalog.text, $1,"
-							" '" JOB_COMMAND "'::pg_catalog.text)",
-							1, values));
+	cron_require();
+	PG_RETURN_DATUM(cron_execute("SELECT cron.schedule('" JOB_NAME "'::pg_catalog.text, $1,"
+								 " '" JOB_COMMAND "'::pg_catalog.text)",
+								 1, values));
 }
 
 PG_FUNCTION_INFO_V1(idempotency_unschedule_cleanup);
@@ -98,10 +101,12 @@ idempotency_unschedule_cleanup(PG_FUNCTION_ARGS)
 {
 	(void) fcinfo;
 	idem_require_writable("unschedule_cleanup");
-	require_cron();
-	PG_RETURN_BOOL(DatumGetBool(execute("SELECT COALESCE(pg_catalog.bool_or(cron.unschedule(j.jobid)), false)"
-										" FROM cron.job AS j"
-										" WHERE j.jobname::pg_catalog.text OPERATOR(pg_catalog.=) '" JOB_NAME "'::pg_catalog.text"
-										" AND j.username OPERATOR(pg_catalog.=) CURRENT_USER::pg_catalog.text",
-										0, NULL)));
+	cron_require();
+	PG_RETURN_DATUM(cron_execute("SELECT COALESCE(pg_catalog.bool_or(cron.unschedule(j.jobid)),"
+								 " false) FROM cron.job AS j"
+								 " WHERE j.jobname::pg_catalog.text"
+								 " OPERATOR(pg_catalog.=) '" JOB_NAME "'::pg_catalog.text"
+								 " AND j.username"
+								 " OPERATOR(pg_catalog.=) CURRENT_USER::pg_catalog.text",
+								 0, NULL));
 }

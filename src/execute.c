@@ -23,15 +23,12 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "rows.h"
 
 #include "access/relation.h"
-#include "catalog/dependency.h"
-#include "catalog/pg_class.h"
-#include "commands/extension.h"
+#include "executor/spi.h"
 #include "miscadmin.h"
 #include "utils/guc.h"
-#include "utils/lsyscache.h"
 #include "utils/rel.h"
 
 /*
@@ -40,67 +37,34 @@
  * which results have to be copied out.
  */
 void
-idem_become(IdemIdentity *before, Oid owner, bool plain)
+idem_become(IdemCaller *caller, Oid owner, bool plain)
 {
-	GetUserIdAndSecContext(&before->user, &before->context);
-	SetUserIdAndSecContext(owner, before->context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION | SECURITY_NOFORCE_RLS);
+	GetUserIdAndSecContext(&caller->user, &caller->context);
+	SetUserIdAndSecContext(owner,
+						   caller->context | SECURITY_LOCAL_USERID_CHANGE |
+							   SECURITY_RESTRICTED_OPERATION | SECURITY_NOFORCE_RLS);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	before->plain = plain;
+	caller->plain = plain;
 	if (plain)
 		push_fixed_search_path();
 	else
 	{
-		before->settings = NewGUCNestLevel();
+		caller->settings = NewGUCNestLevel();
 		(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
 								 GUC_ACTION_SAVE, true, 0, false);
 	}
 }
 
 void
-idem_unbecome(const IdemIdentity *before)
+idem_unbecome(const IdemCaller *caller)
 {
-	if (before->plain)
+	if (caller->plain)
 		pop_fixed_search_path();
 	else
-		AtEOXact_GUC(false, before->settings);
+		AtEOXact_GUC(false, caller->settings);
 	SPI_finish();
-	SetUserIdAndSecContext(before->user, before->context);
-}
-
-/*
- * Opens a table of ours by its name, or NULL. Its owner's rights are about to be
- * used, so it has to be the extension's: a table of that name which somebody else
- * has put into the schema is not it. The lock is kept to the end of the transaction.
- */
-Relation
-idem_try_open_member(const char *name)
-{
-	Oid schema = get_namespace_oid(IDEM_SCHEMA_NAME, true);
-	Oid oid = OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
-	Relation table = OidIsValid(oid) ? try_relation_open(oid, AccessShareLock) : NULL;
-
-	if (table == NULL || (table->rd_rel->relkind == RELKIND_RELATION && getExtensionOfObject(RelationRelationId, oid) == get_extension_oid(IDEM_EXTENSION_NAME, true)))
-		return table;
-	relation_close(table, NoLock);
-	return NULL;
-}
-
-/*
- * The same of one that has to be there. Errors: 55000.
- */
-Relation
-idem_open_member(const char *name)
-{
-	Relation table = idem_try_open_member(name);
-
-	if (table == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table %s.%s does not exist", IDEM_SCHEMA_NAME, name),
-				 errhint("It was renamed or dropped; restore it, or drop extension \"%s\" and create it again.",
-						 IDEM_EXTENSION_NAME)));
-	return table;
+	SetUserIdAndSecContext(caller->user, caller->context);
 }
 
 /*
@@ -114,12 +78,12 @@ uint64
 idem_execute_on(const char *name, const char *sql, int nargs, Oid *types, Datum *values,
 				const char *nulls, int64 *number)
 {
-	Relation table = idem_open_member(name);
-	IdemIdentity before;
+	Relation table = idem_member_open(name);
+	IdemCaller caller;
 	uint64 processed;
 	int result;
 
-	idem_become(&before, table->rd_rel->relowner, false);
+	idem_become(&caller, table->rd_rel->relowner, false);
 	result = SPI_execute_with_args(sql, nargs, types, values, nulls, number != NULL, 0);
 	if (result < 0)
 		elog(ERROR, "SPI_execute_with_args failed: %s", SPI_result_code_string(result));
@@ -130,11 +94,12 @@ idem_execute_on(const char *name, const char *sql, int nargs, Oid *types, Datum 
 
 		if (processed != 1)
 			elog(ERROR, "unexpected result of a query on %s", name);
-		*number = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+		*number = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+											  &isnull));
 		if (isnull)
 			*number = 0;
 	}
-	idem_unbecome(&before);
+	idem_unbecome(&caller);
 	relation_close(table, NoLock);
 	return processed;
 }

@@ -26,7 +26,7 @@
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
 #include "utils/numeric.h"
-#include "utils/resowner.h"
+#include "utils/uuid.h"
 
 StaticAssertDecl(IDEM_FINGERPRINT_LEN == PG_SHA256_DIGEST_LENGTH,
 				 "a fingerprint is a SHA-256 digest");
@@ -173,7 +173,7 @@ idem_fingerprint_argument(FunctionCallInfo fcinfo, int request_argno,
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("request and fingerprint exclude each other"),
-				 errhint("Pass the request, or its fingerprint if you compute that yourself.")));
+				 errhint("Pass the request, or its fingerprint if that is computed outside.")));
 	if (!PG_ARGISNULL(request_argno))
 		return fingerprint_of(PG_GETARG_JSONB_P(request_argno));
 	if (PG_ARGISNULL(fingerprint_argno))
@@ -199,13 +199,20 @@ idempotency_fingerprint(PG_FUNCTION_ARGS)
 	PG_RETURN_BYTEA_P(fingerprint_of(PG_GETARG_JSONB_P(0)));
 }
 
-static Jsonb *
-as_jsonb(bytea *bytes)
+typedef struct RawRequest
 {
-	int len = VARSIZE_ANY_EXHDR(bytes);
-	char *json = pg_any_to_server(pnstrdup(VARDATA_ANY(bytes), len), len, PG_UTF8);
+	bytea *bytes;
+	Jsonb *json;
+} RawRequest;
 
-	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(json)));
+static void
+fingerprint_read_json(void *state)
+{
+	RawRequest *request = state;
+	int len = VARSIZE_ANY_EXHDR(request->bytes);
+	char *json = pg_any_to_server(pnstrdup(VARDATA_ANY(request->bytes), len), len, PG_UTF8);
+
+	request->json = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(json)));
 }
 
 /*
@@ -214,50 +221,29 @@ as_jsonb(bytea *bytes)
  * numeric, nesting beyond the stack, a string beyond a quarter of a gigabyte, a
  * character that the database's encoding has not.
  *
- * Its parser raises those as errors, so they are caught in a subtransaction;
- * only what is wrong with the value is (classes 22 and 54, and 0A000 where the
- * encoding is SQL_ASCII).
+ * Its parser raises those as errors, so they are caught; only what is wrong with
+ * the value is (classes 22 and 54, and 0A000 where the encoding is SQL_ASCII).
  */
 static Jsonb *
-parse_request(bytea *bytes)
+fingerprint_parse_request(bytea *bytes)
 {
-	MemoryContext caller_context = CurrentMemoryContext;
-	ResourceOwner caller_owner = CurrentResourceOwner;
-	Jsonb *volatile result = NULL;
+	RawRequest request = {.bytes = bytes};
+	ErrorData *error;
+	int category;
 
 	/* What follows would not be seen. */
 	if (memchr(VARDATA_ANY(bytes), '\0', VARSIZE_ANY_EXHDR(bytes)) != NULL)
 		return NULL;
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(caller_context);
-	PG_TRY();
-	{
-		result = as_jsonb(bytes);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ErrorData *error;
-		int category;
-
-		MemoryContextSwitchTo(caller_context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(caller_context);
-		CurrentResourceOwner = caller_owner;
-		category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
-		if (!(category == ERRCODE_DATA_EXCEPTION || category == ERRCODE_PROGRAM_LIMIT_EXCEEDED ||
-			  error->sqlerrcode == ERRCODE_FEATURE_NOT_SUPPORTED))
-			ReThrowError(error);
-		FreeErrorData(error);
-		result = NULL;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(caller_context);
-	CurrentResourceOwner = caller_owner;
-	return result;
+	error = idem_catch(fingerprint_read_json, &request);
+	if (error == NULL)
+		return request.json;
+	category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
+	if (category != ERRCODE_DATA_EXCEPTION && category != ERRCODE_PROGRAM_LIMIT_EXCEEDED &&
+		error->sqlerrcode != ERRCODE_FEATURE_NOT_SUPPORTED)
+		ReThrowError(error);
+	FreeErrorData(error);
+	return NULL;
 }
 
 PG_FUNCTION_INFO_V1(idempotency_fingerprint_bytes);
@@ -271,7 +257,7 @@ Datum
 idempotency_fingerprint_bytes(PG_FUNCTION_ARGS)
 {
 	bytea *bytes = PG_GETARG_BYTEA_PP(0);
-	Jsonb *json = parse_request(bytes);
+	Jsonb *json = fingerprint_parse_request(bytes);
 	bytea *result;
 	pg_cryptohash_ctx *digest;
 
@@ -306,7 +292,8 @@ idempotency_content_key(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("request must not be null"),
-				 errhint("The key is derived from the request; there is nothing to derive it from.")));
+				 errhint("The key is derived from the request;"
+						 " there is nothing to derive it from.")));
 	period = idem_duration(fcinfo, 1, "period", 1, PG_INT64_MAX, 0);
 
 	digest = digest_begin("content_key");
@@ -342,7 +329,7 @@ idempotency_effect_key(PG_FUNCTION_ARGS)
 	uint8 result[PG_SHA256_DIGEST_LENGTH];
 	pg_uuid_t *uuid = (pg_uuid_t *) result;
 
-	idem_identity_unbound(&id, fcinfo);
+	idem_identity_argument(&id, fcinfo);
 	digest = digest_begin("effect_key");
 #define ADD(t) digest_part(digest, 't', VARDATA_ANY(t), VARSIZE_ANY_EXHDR(t))
 	ADD(id.scope);
@@ -355,6 +342,6 @@ idempotency_effect_key(PG_FUNCTION_ARGS)
 
 	result[6] = (result[6] & 0x0f) | 0x80;
 	result[8] = (result[8] & 0x3f) | 0x80;
-	PG_RETURN_DATUM(CStringGetTextDatum(DatumGetCString(DirectFunctionCall1(uuid_out,
-																			UUIDPGetDatum(uuid)))));
+	PG_RETURN_DATUM(DirectFunctionCall1(textin,
+										DirectFunctionCall1(uuid_out, UUIDPGetDatum(uuid))));
 }

@@ -10,7 +10,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "claims.h"
+#include "rules.h"
 
 #include "commands/trigger.h"
 #include "executor/spi.h"
@@ -38,32 +39,34 @@ idempotency_forget(PG_FUNCTION_ARGS)
 	PendingClaim *pending;
 	PendingState state = {0};
 	KeyRow row;
+	KeyStanding standing = STANDING_EXPIRED;
 	bool found;
 	bool live;
-	TimestampTz now;
 
 	idem_require_writable("forget");
-	idem_identity(&id, fcinfo);
+	idem_lock_identity(&id, fcinfo);
 	pending = idem_owner_lock(&id);
 	state = *idem_pending_state(pending);
 	found = idem_keys_find(&id, KEYS_NOW, false, &row, NULL);
-	now = GetCurrentTimestamp();
+	if (found)
+		standing = idem_state_of(&row, GetCurrentTimestamp());
 
-	if (!force && found && idem_keys_held(&row, now))
+	if (!force && standing == STANDING_HELD)
 		ereport(ERROR,
 				(errcode(ERRCODE_IDEM_HELD),
 				 errmsg("the key is held because the outcome of its work is unknown"),
-				 errhint("Find out what happened first. With force the key goes all the same, and a repeat does the work again.")));
+				 errhint("Find out what happened first. With force the key goes all the same,"
+						 " and a repeat does the work again.")));
 	if (!force &&
-		(state.status == PENDING_OPEN ||
-		 (found && row.status == KEY_IN_PROGRESS && !idem_keys_expired(&row, now))))
+		(state.status == PENDING_OPEN || standing == STANDING_LEASED ||
+		 standing == STANDING_ABANDONED))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("the key is in progress"),
-				 errhint("Wait for its end. With force the key goes all the same, and a repeat does the work again.")));
+				 errhint("Wait for its end. With force the key goes all the same,"
+						 " and a repeat does the work again.")));
 
-	live = state.status == PENDING_OPEN ||
-		(found && !idem_keys_expired(&row, now));
+	live = state.status == PENDING_OPEN || standing != STANDING_EXPIRED;
 	if (found && !idem_keys_delete(&row))
 		idem_report_lost_race();
 	/* Who waits for the claim that the row was need wait no longer. */
@@ -85,16 +88,19 @@ Datum
 idempotency_forget_scope(PG_FUNCTION_ARGS)
 {
 	bool force = !PG_ARGISNULL(1) && PG_GETARG_BOOL(1);
+	text *scope;
 
 	idem_require_writable("forget_scope");
-	PG_RETURN_INT64(idem_keys_delete_scope(idem_scope_argument(fcinfo), force));
+	scope = idem_scope_argument(fcinfo);
+	idem_binding_check(scope);
+	PG_RETURN_INT64(idem_keys_delete_scope(scope, force));
 }
 
 /*
  * Deletes the keys of the scope that a deleted row's column names.
  */
 static void
-forget_row(TupleTableSlot *slot, int column, FmgrInfo *output)
+forget_by_row(TupleTableSlot *slot, int column, FmgrInfo *output)
 {
 	bool isnull;
 	Datum value = slot_getattr(slot, column, &isnull);
@@ -139,7 +145,8 @@ idempotency_forget_scope_on_delete(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("forget_scope_on_delete() must be an AFTER DELETE trigger"),
-				 errhint("Use FOR EACH ROW, or REFERENCING OLD TABLE AS gone FOR EACH STATEMENT.")));
+				 errhint("Use FOR EACH ROW, or REFERENCING OLD TABLE AS gone FOR EACH"
+						 " STATEMENT.")));
 	if (data->tg_trigger->tgnargs != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -159,13 +166,13 @@ idempotency_forget_scope_on_delete(PG_FUNCTION_ARGS)
 	fmgr_info(output_function, &output);
 
 	if (TRIGGER_FIRED_FOR_ROW(data->tg_event))
-		forget_row(data->tg_trigslot, column, &output);
+		forget_by_row(data->tg_trigslot, column, &output);
 	else
 	{
 		slot = MakeSingleTupleTableSlot(desc, &TTSOpsMinimalTuple);
 		tuplestore_rescan(data->tg_oldtable);
 		while (tuplestore_gettupleslot(data->tg_oldtable, true, false, slot))
-			forget_row(slot, column, &output);
+			forget_by_row(slot, column, &output);
 		ExecDropSingleTupleTableSlot(slot);
 	}
 	PG_RETURN_POINTER(NULL);
@@ -184,32 +191,31 @@ PG_FUNCTION_INFO_V1(idempotency_redact);
 Datum
 idempotency_redact(PG_FUNCTION_ARGS)
 {
-	static const KeyColumn columns[] = {
-		KEY_RESPONSE_HEADERS, KEY_RESPONSE_BODY, KEY_RESPONSE_BYTES, KEY_STATE,
-		KEY_LAST_ERROR, KEY_RESPONSE_EXPIRES_AT};
 	KeyIdentity id;
 	KeyRow row;
 	KeyRow old;
+	KeyStanding standing;
 	TimestampTz now;
 
 	idem_require_writable("redact");
-	idem_identity(&id, fcinfo);
+	idem_lock_identity(&id, fcinfo);
 	(void) idem_owner_lock(&id);
 	now = GetCurrentTimestamp();
-	if (!idem_keys_find(&id, KEYS_NOW, false, &row, NULL) || idem_keys_expired(&row, now))
+	if (!idem_keys_find(&id, KEYS_NOW, false, &row, NULL))
 		PG_RETURN_BOOL(false);
-	if (idem_keys_held(&row, now))
+	standing = idem_state_of(&row, now);
+	if (standing == STANDING_EXPIRED)
+		PG_RETURN_BOOL(false);
+	if (standing == STANDING_HELD)
 		idem_report_held();
-	if (row.status == KEY_IN_PROGRESS)
+	if (standing == STANDING_LEASED || standing == STANDING_ABANDONED)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("the key is in progress"),
 				 errhint("Wait for its end.")));
 
 	old = row;
-	for (int i = 0; i < (int) lengthof(columns); i++)
-		KeyRowSetNull(&row, columns[i]);
-	KeyRowSet(&row, KEY_REDACTED_AT, TimestampTzGetDatum(now));
+	idem_state_redact(&row, now);
 	if (!idem_keys_update(&row, &old))
 		idem_report_lost_race();
 	PG_RETURN_BOOL(true);
@@ -226,6 +232,10 @@ PG_FUNCTION_INFO_V1(idempotency_redact_scope);
 Datum
 idempotency_redact_scope(PG_FUNCTION_ARGS)
 {
+	text *scope;
+
 	idem_require_writable("redact_scope");
-	PG_RETURN_INT64(idem_keys_redact_scope(idem_scope_argument(fcinfo)));
+	scope = idem_scope_argument(fcinfo);
+	idem_binding_check(scope);
+	PG_RETURN_INT64(idem_keys_redact_scope(scope));
 }

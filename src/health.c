@@ -11,14 +11,13 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "rows.h"
+#include "server.h"
 
 #include "access/table.h"
-#include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/tuplestore.h"
 
 #define CRITICAL_FACTOR 10
@@ -30,8 +29,8 @@ typedef struct Health
 } Health;
 
 static void
-report(Health *health, const char *check, const char *status, bool has_value,
-	   int64 value, int64 threshold, const char *detail)
+health_report(Health *health, const char *check, const char *status, bool has_value,
+			  int64 value, int64 threshold, const char *detail)
 {
 	Datum values[5];
 	bool isnull[5] = {false, false, !has_value, threshold <= 0, detail == NULL};
@@ -48,73 +47,101 @@ report(Health *health, const char *check, const char *status, bool has_value,
  * A number that should stay below a threshold.
  */
 static void
-report_number(Health *health, const char *check, int64 value, int64 threshold,
-			  const char *what_to_do)
+health_report_number(Health *health, const char *check, int64 value, int64 threshold,
+					 const char *what_to_do)
 {
-	bool warn = threshold > 0 && value >= threshold;
-	bool critical = warn && value / CRITICAL_FACTOR >= threshold;
+	const char *status = "ok";
 
-	report(health, check, critical ? "critical" : warn ? "warn"
-													   : "ok",
-		   true,
-		   value, threshold, warn ? what_to_do : NULL);
+	if (threshold > 0 && value >= threshold)
+		status = value / CRITICAL_FACTOR >= threshold ? "critical" : "warn";
+	health_report(health, check, status, true, value, threshold,
+				  strcmp(status, "ok") != 0 ? what_to_do : NULL);
 }
 
 /*
- * The number that a query on one of our tables returns, as that table's owner; its
- * $1 is the present, its $2 what the caller gives. It has to walk an index, also
- * where the table was never analyzed.
+ * The number that a query returns, asked as the owner of one of our tables.
  */
 static int64
-number_on(const char *table, const char *sql, int64 argument)
+health_number_on(const char *table, const char *sql)
 {
-	Oid types[2] = {TIMESTAMPTZOID, INT8OID};
-	Datum values[2] = {TimestampTzGetDatum(GetCurrentTimestamp()), Int64GetDatum(argument)};
 	int64 result;
-	int settings = NewGUCNestLevel();
 
-	(void) set_config_option("enable_seqscan", "off", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	idem_execute_on(table, sql, lengthof(values), types, values, NULL, &result);
-	AtEOXact_GUC(false, settings);
+	idem_execute_on(table, sql, 0, NULL, NULL, NULL, &result);
 	return result;
 }
 
+/*
+ * How many keys stand so; counting stops where the check is critical anyway.
+ */
 static int64
-number(const char *sql, int64 limit)
+health_count_keys(KeyCount what, int threshold)
 {
-	return number_on(IDEM_KEYS_TABLE, sql, limit);
+	return idem_keys_count(what, GetCurrentTimestamp(),
+						   (int64) Max(threshold, 1) * CRITICAL_FACTOR + 1);
 }
 
-/* Counting stops where a check is critical anyway. */
-static int64
-enough(int threshold)
+/* Numbers that the catalogs and the statistics have, against their settings. */
+static const int health_no_grant = 1;
+static const struct
 {
-	return (int64) Max(threshold, 1) * CRITICAL_FACTOR + 1;
-}
+	const char *check;
+	const char *sql;
+	const int *threshold;
+	const char *what_to_do;
+} health_numbers[] = {
+	{"number_of_keys",
+	 "SELECT GREATEST(c.reltuples, 0)::pg_catalog.int8 FROM pg_catalog.pg_class AS c"
+	 " WHERE c.oid OPERATOR(pg_catalog.=) 'idempotency.idempotency_keys'::pg_catalog.regclass",
+	 &idem_warn_keys,
+	 "Estimated number of keys: shorten lifetimes, or plan for the size."},
+	{"table_size",
+	 "SELECT pg_catalog.pg_total_relation_size('idempotency.idempotency_keys'::pg_catalog.regclass)"
+	 " OPERATOR(pg_catalog./) 1048576::pg_catalog.int8",
+	 &idem_warn_table_size,
+	 "Megabytes of table and indexes: shorten lifetimes or response_ttl, or plan for the size."},
+	{"dead_rows",
+	 "SELECT CASE WHEN s.n_live_tup OPERATOR(pg_catalog.+) s.n_dead_tup OPERATOR(pg_catalog.<)"
+	 " 10000"
+	 " THEN 0 ELSE 100 OPERATOR(pg_catalog.*) s.n_dead_tup"
+	 " OPERATOR(pg_catalog./) (s.n_live_tup OPERATOR(pg_catalog.+) s.n_dead_tup)"
+	 " END::pg_catalog.int8"
+	 " FROM pg_catalog.pg_stat_all_tables AS s"
+	 " WHERE s.relid OPERATOR(pg_catalog.=) 'idempotency.idempotency_keys'::pg_catalog.regclass",
+	 &idem_warn_dead_percent,
+	 "Percentage of dead rows: autovacuum does not keep up, or an old transaction holds it back."},
+	{"trigger_privileges",
+	 "SELECT pg_catalog.count(*) FROM pg_catalog.pg_class AS c,"
+	 " LATERAL pg_catalog.aclexplode(c.relacl) AS a"
+	 " WHERE c.relnamespace OPERATOR(pg_catalog.=)"
+	 " 'idempotency'::pg_catalog.regnamespace::pg_catalog.oid"
+	 " AND a.privilege_type OPERATOR(pg_catalog.=) 'TRIGGER'::pg_catalog.text"
+	 " AND a.grantee OPERATOR(pg_catalog.<>) c.relowner",
+	 &health_no_grant,
+	 "Somebody was granted TRIGGER on a table of the extension,"
+	 " which is as good as being its owner: revoke it."},
+};
 
 /*
  * What keeps calls from using the small tables beside, or NULL.
  */
 static const char *
-problem_beside(void)
+health_problem_beside(void)
 {
 	static const char *const names[] = {"lock_secret", "policies", "role_bindings", "cleanup_runs"};
 
 	for (int i = 0; i < (int) lengthof(names); i++)
 	{
-		Relation table = idem_try_open_member(names[i]);
+		Relation table = idem_member_try_open(names[i]);
 
 		if (table == NULL)
 			return psprintf("table %s.%s does not exist. It was renamed or dropped; restore it.",
 							IDEM_SCHEMA_NAME, names[i]);
 		table_close(table, NoLock);
 	}
-	if (number_on("lock_secret",
-				  "SELECT pg_catalog.count(*) FROM idempotency.lock_secret"
-				  " WHERE $1 IS NOT NULL AND $2 IS NOT NULL",
-				  0) == 0)
-		return psprintf("table %s.lock_secret is empty. Put a secret back: INSERT INTO %s.lock_secret DEFAULT VALUES.",
+	if (health_number_on("lock_secret",
+						 "SELECT pg_catalog.count(*) FROM idempotency.lock_secret") == 0)
+		return psprintf("table %s.lock_secret is empty. Put a secret back:"
+						" INSERT INTO %s.lock_secret DEFAULT VALUES.",
 						IDEM_SCHEMA_NAME, IDEM_SCHEMA_NAME);
 	return NULL;
 }
@@ -124,7 +151,7 @@ problem_beside(void)
  * there. While it is not, they fail, and so would the checks that count rows.
  */
 static bool
-check_table(Health *health)
+health_check_table(Health *health)
 {
 	IdemTableProblem problem;
 	const char *detail;
@@ -132,22 +159,23 @@ check_table(Health *health)
 	if (idem_table_problem(&problem))
 		detail = psprintf("%s. %s", problem.message, problem.hint);
 	else
-		detail = problem_beside();
-	report(health, "table", detail != NULL ? "critical" : "ok", false, 0, 0, detail);
+		detail = health_problem_beside();
+	health_report(health, "table", detail != NULL ? "critical" : "ok", false, 0, 0, detail);
 	return detail == NULL;
 }
 
 static void
-check_worker(Health *health)
+health_check_worker(Health *health)
 {
 	pid_t pid;
 	bool lacking;
 
 	if (idem_shared == NULL)
 	{
-		report(health, "worker", "warn", false, 0, 0,
-			   "The library is not preloaded: no background worker, no statistics. "
-			   "Add \"idempotency\" to \"shared_preload_libraries\", or clean up by schedule_cleanup().");
+		health_report(health, "worker", "warn", false, 0, 0,
+					  "The library is not preloaded: no background worker, no statistics. "
+					  "Add \"idempotency\" to \"shared_preload_libraries\","
+					  " or clean up by schedule_cleanup().");
 		return;
 	}
 	LWLockAcquire(idem_shared->lock, LW_SHARED);
@@ -155,18 +183,20 @@ check_worker(Health *health)
 	lacking = idem_shared->workers_lacking;
 	LWLockRelease(idem_shared->lock);
 	if (RecoveryInProgress())
-		report(health, "worker", "ok", false, 0, 0, "This server is a standby: clean-up runs on the primary.");
+		health_report(health, "worker", "ok", false, 0, 0,
+					  "This server is a standby: clean-up runs on the primary.");
 	else if (!idem_cleanup_enabled)
-		report(health, "worker", "warn", false, 0, 0,
-			   "Switched off by \"idempotency.cleanup_enabled\".");
+		health_report(health, "worker", "warn", false, 0, 0,
+					  "Switched off by \"idempotency.cleanup_enabled\".");
 	else if (pid == 0)
-		report(health, "worker", "critical", false, 0, 0,
-			   "The launcher is not running. Is \"max_worker_processes\" large enough? The server log says more.");
+		health_report(health, "worker", "critical", false, 0, 0,
+					  "The launcher is not running. Is \"max_worker_processes\" large enough?"
+					  " The server log says more.");
 	else if (lacking)
-		report(health, "worker", "critical", true, pid, 0,
-			   "No free slot for a background process: raise \"max_worker_processes\".");
+		health_report(health, "worker", "critical", true, pid, 0,
+					  "No free slot for a background process: raise \"max_worker_processes\".");
 	else
-		report(health, "worker", "ok", true, pid, 0, NULL);
+		health_report(health, "worker", "ok", true, pid, 0, NULL);
 }
 
 /*
@@ -175,35 +205,33 @@ check_worker(Health *health)
  * waiting for it that long: a fresh database has not had the time.
  */
 static void
-check_last_cleanup(Health *health)
+health_check_last_cleanup(Health *health)
 {
 	int64 threshold = (int64) idem_cleanup_interval * 3;
-	int64 age = number_on("cleanup_runs",
-						  "SELECT COALESCE("
-						  "(SELECT pg_catalog.date_part('epoch', $1 OPERATOR(pg_catalog.-) r.finished_at)"
-						  " FROM idempotency.cleanup_runs AS r WHERE r.sqlstate IS NULL"
-						  " ORDER BY r.id DESC LIMIT 1)::pg_catalog.int8,"
-						  " (-1)::pg_catalog.int8) OPERATOR(pg_catalog.+) $2",
-						  0);
+	int64 age = health_number_on("cleanup_runs",
+								 "SELECT COALESCE((SELECT pg_catalog.date_part('epoch',"
+								 " pg_catalog.clock_timestamp()"
+								 " OPERATOR(pg_catalog.-) r.finished_at)"
+								 " FROM idempotency.cleanup_runs AS r WHERE r.sqlstate IS NULL"
+								 " ORDER BY r.id DESC LIMIT 1)::pg_catalog.int8,"
+								 " (-1)::pg_catalog.int8)");
 	IdemCleanup last = {0};
 
 	if (idem_stats_last_cleanup(&last) && last.failed)
-		report(health, "last_cleanup", "critical", age >= 0, age, threshold, last.message);
-	else if (age < 0 &&
-			 number("SELECT pg_catalog.count(*) FROM (SELECT FROM ONLY idempotency.idempotency_keys AS k"
-					" WHERE k.expires_at OPERATOR(pg_catalog.<=)"
-					" ($1 OPERATOR(pg_catalog.-) pg_catalog.make_interval(secs => $2::pg_catalog.float8))"
-					" AND (k.status OPERATOR(pg_catalog.=) 'completed'::pg_catalog.text"
-					" OR k.status OPERATOR(pg_catalog.=) 'failed'::pg_catalog.text) LIMIT 1) AS e",
-					threshold) > 0)
-		report(health, "last_cleanup", "warn", false, 0, threshold,
-			   "No clean-up has run here yet, though keys have been expired for longer than the threshold.");
-	else if (age < 0)
-		report(health, "last_cleanup", "ok", false, 0, threshold,
-			   "No clean-up has run here yet, and nothing has been waiting for it.");
+		health_report(health, "last_cleanup", "critical", age >= 0, age, threshold, last.message);
+	else if (age > threshold)
+		health_report(health, "last_cleanup", "warn", true, age, threshold,
+					  "Seconds since the last clean-up; it should run more often.");
+	else if (age >= 0)
+		health_report(health, "last_cleanup", "ok", true, age, threshold, NULL);
+	else if (idem_keys_count(KEYS_EXPIRED,
+							 GetCurrentTimestamp() - threshold * USECS_PER_SEC, 1) > 0)
+		health_report(health, "last_cleanup", "warn", false, 0, threshold,
+					  "No clean-up has run here yet,"
+					  " though keys have been expired for longer than the threshold.");
 	else
-		report(health, "last_cleanup", age > threshold ? "warn" : "ok", true, age, threshold,
-			   age > threshold ? "Seconds since the last clean-up; it should run more often." : NULL);
+		health_report(health, "last_cleanup", "ok", false, 0, threshold,
+					  "No clean-up has run here yet, and nothing has been waiting for it.");
 }
 
 PG_FUNCTION_INFO_V1(idempotency_health);
@@ -223,67 +251,27 @@ idempotency_health(PG_FUNCTION_ARGS)
 	health.store = result->setResult;
 	health.desc = result->setDesc;
 
-	usable = check_table(&health);
-	check_worker(&health);
+	usable = health_check_table(&health);
+	health_check_worker(&health);
 	if (!usable)
 		return (Datum) 0;
-	check_last_cleanup(&health);
-	report_number(&health, "expired_backlog",
-				  number("SELECT pg_catalog.count(*) FROM (SELECT FROM ONLY idempotency.idempotency_keys AS k"
-						 " WHERE k.expires_at OPERATOR(pg_catalog.<=) $1"
-						 " AND (k.status OPERATOR(pg_catalog.=) 'completed'::pg_catalog.text"
-						 " OR k.status OPERATOR(pg_catalog.=) 'failed'::pg_catalog.text) LIMIT $2) AS e",
-						 enough(idem_warn_expired)),
-				  idem_warn_expired,
-				  "Expired keys wait to be deleted: is clean-up running, and often enough?");
-	report_number(&health, "abandoned_claims",
-				  number("SELECT pg_catalog.count(*) FROM (SELECT FROM ONLY idempotency.idempotency_keys AS k"
-						 " WHERE k.status OPERATOR(pg_catalog.=) 'in_progress'::pg_catalog.text"
-						 " AND k.locked_until OPERATOR(pg_catalog.<=) $1"
-						 " AND k.hold_if_abandoned IS NOT TRUE LIMIT $2) AS a",
-						 enough(idem_warn_abandoned)),
-				  idem_warn_abandoned,
-				  "Claims whose owner is gone: see the view \"abandoned\"; claim_abandoned() drives their work to its end.");
-	report_number(&health, "held_keys",
-				  number("SELECT pg_catalog.count(*) FROM (SELECT FROM ONLY idempotency.idempotency_keys AS k"
-						 " WHERE k.status OPERATOR(pg_catalog.=) 'held'::pg_catalog.text"
-						 " OR (k.status OPERATOR(pg_catalog.=) 'in_progress'::pg_catalog.text"
-						 " AND k.locked_until OPERATOR(pg_catalog.<=) $1 AND k.hold_if_abandoned) LIMIT $2) AS h",
-						 enough(idem_warn_held)),
-				  idem_warn_held,
-				  "Keys of unknown outcome wait for a person: find out what happened, then complete() or resolve().");
-	report_number(&health, "number_of_keys",
-				  number("SELECT GREATEST(c.reltuples, 0)::pg_catalog.int8 FROM pg_catalog.pg_class AS c"
-						 " WHERE c.oid OPERATOR(pg_catalog.=) 'idempotency.idempotency_keys'::pg_catalog.regclass"
-						 " AND $1 IS NOT NULL AND $2 IS NOT NULL",
-						 0),
-				  idem_warn_keys,
-				  "Estimated number of keys: shorten lifetimes, or plan for the size.");
-	report_number(&health, "table_size",
-				  number("SELECT (pg_catalog.pg_total_relation_size('idempotency.idempotency_keys'::pg_catalog.regclass)"
-						 " OPERATOR(pg_catalog./) 1048576::pg_catalog.int8) FROM (SELECT $1, $2) AS unused",
-						 0),
-				  idem_warn_table_size,
-				  "Megabytes of table and indexes: shorten lifetimes or response_ttl, or plan for the size.");
-	report_number(&health, "dead_rows",
-				  number("SELECT CASE WHEN s.n_live_tup OPERATOR(pg_catalog.+) s.n_dead_tup OPERATOR(pg_catalog.<) 10000"
-						 " THEN 0 ELSE 100 OPERATOR(pg_catalog.*) s.n_dead_tup"
-						 " OPERATOR(pg_catalog./) (s.n_live_tup OPERATOR(pg_catalog.+) s.n_dead_tup) END::pg_catalog.int8"
-						 " FROM pg_catalog.pg_stat_all_tables AS s"
-						 " WHERE s.relid OPERATOR(pg_catalog.=) 'idempotency.idempotency_keys'::pg_catalog.regclass"
-						 " AND $1 IS NOT NULL AND $2 IS NOT NULL",
-						 0),
-				  idem_warn_dead_percent,
-				  "Percentage of dead rows: autovacuum does not keep up, or an old transaction holds it back.");
-	report_number(&health, "trigger_privileges",
-				  number("SELECT pg_catalog.count(*) FROM pg_catalog.pg_class AS c,"
-						 " LATERAL pg_catalog.aclexplode(c.relacl) AS a"
-						 " WHERE c.relnamespace OPERATOR(pg_catalog.=) 'idempotency'::pg_catalog.regnamespace::pg_catalog.oid"
-						 " AND a.privilege_type OPERATOR(pg_catalog.=) 'TRIGGER'::pg_catalog.text"
-						 " AND a.grantee OPERATOR(pg_catalog.<>) c.relowner"
-						 " AND $1 IS NOT NULL AND $2 IS NOT NULL",
-						 0),
-				  1,
-				  "Somebody was granted TRIGGER on a table of the extension, which is as good as being its owner: revoke it.");
+	health_check_last_cleanup(&health);
+	health_report_number(&health, "expired_backlog",
+						 health_count_keys(KEYS_EXPIRED, idem_warn_expired),
+						 idem_warn_expired,
+						 "Expired keys wait to be deleted: is clean-up running, and often enough?");
+	health_report_number(&health, "abandoned_claims",
+						 health_count_keys(KEYS_ABANDONED, idem_warn_abandoned),
+						 idem_warn_abandoned,
+						 "Claims whose owner is gone: see the view \"abandoned\";"
+						 " claim_abandoned() drives their work to its end.");
+	health_report_number(&health, "held_keys", health_count_keys(KEYS_HELD, idem_warn_held),
+						 idem_warn_held,
+						 "Keys of unknown outcome wait for a person: find out what happened,"
+						 " then complete() or resolve().");
+	for (int i = 0; i < (int) lengthof(health_numbers); i++)
+		health_report_number(&health, health_numbers[i].check,
+							 health_number_on(IDEM_KEYS_TABLE, health_numbers[i].sql),
+							 *health_numbers[i].threshold, health_numbers[i].what_to_do);
 	return (Datum) 0;
 }

@@ -10,7 +10,9 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "claims.h"
+#include "rows.h"
+#include "server.h"
 
 PG_MODULE_MAGIC_compat("idempotency", IDEMPOTENCY_VERSION);
 
@@ -20,8 +22,8 @@ void
 _PG_init(void)
 {
 	idem_settings_init();
+	idem_member_init();
 	idem_table_init();
-	idem_config_init();
 	idem_pending_init();
 	idem_commit_init();
 	idem_wake_init();

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * keys.c
- *	  The rows of idempotency_keys: finding the table, the look-up by key,
- *	  writing one row, and what a row says about itself at a given moment.
+ *	  The rows of idempotency_keys in the table: the look-up by key, writing one
+ *	  row, walking over many, and the tokens that fence them.
  *
  * Reading goes through the primary key's index directly. A query would be
  * planned, and a generic plan made while the table was empty is a sequential
@@ -15,7 +15,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "statements.h"
 
 #include "access/detoast.h"
 #include "access/genam.h"
@@ -28,7 +28,6 @@
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "datatype/timestamp.h"
-#include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
 #include "storage/procarray.h"
@@ -42,20 +41,13 @@
 /* How much of a token is the sequence's; the rest is the second. */
 #define TOKEN_SEQUENCE_BITS 20
 
-static const char *const status_names[] = {
-	[KEY_IN_PROGRESS] = "in_progress",
-	[KEY_COMPLETED] = "completed",
-	[KEY_FAILED] = "failed",
-	[KEY_HELD] = "held",
-};
-
 /*----------
  * Reading
  *----------
  */
 
 static bool
-is_response(int column)
+keys_is_response(int column)
 {
 	return column == KEY_RESPONSE_HEADERS || column == KEY_RESPONSE_BODY ||
 		column == KEY_RESPONSE_BYTES;
@@ -67,7 +59,7 @@ is_response(int column)
  * response is left as a pointer, which is good for writing it back only.
  */
 static Datum
-copy_value(Form_pg_attribute attribute, Datum value, bool fetch)
+keys_copy_value(Form_pg_attribute attribute, Datum value, bool fetch)
 {
 	if (attribute->attlen == -1 && fetch &&
 		VARATT_IS_EXTERNAL(DatumGetPointer(value)))
@@ -77,27 +69,21 @@ copy_value(Form_pg_attribute attribute, Datum value, bool fetch)
 }
 
 static void
-copy_row(KeyRow *row, Relation table, TupleTableSlot *slot, bool with_response)
+keys_copy_scanned(KeyRow *row, Relation table, TupleTableSlot *slot, bool with_response)
 {
 	TupleDesc desc = RelationGetDescr(table);
-	char *status;
 
 	slot_getsomeattrs(slot, KEY_NCOLUMNS);
 	row->tid = slot->tts_tid;
 	for (int i = 0; i < KEY_NCOLUMNS; i++)
 	{
 		row->isnull[i] = slot->tts_isnull[i];
-		row->values[i] = row->isnull[i] ? (Datum) 0 : copy_value(TupleDescAttr(desc, i), slot->tts_values[i], with_response || !is_response(i));
+		row->values[i] = (Datum) 0;
+		if (!row->isnull[i])
+			row->values[i] = keys_copy_value(TupleDescAttr(desc, i), slot->tts_values[i],
+											 with_response || !keys_is_response(i));
 	}
-
-	status = TextDatumGetCString(row->values[KEY_STATUS]);
-	for (int i = 0; i < (int) lengthof(status_names); i++)
-		if (strcmp(status, status_names[i]) == 0)
-		{
-			row->status = (KeyStatus) i;
-			return;
-		}
-	elog(ERROR, "unexpected status in %s", IDEM_KEYS_TABLE);
+	row->status = idem_state_named(TextDatumGetCString(row->values[KEY_STATUS]));
 }
 
 /*
@@ -128,7 +114,8 @@ idem_keys_find(const KeyIdentity *id, KeyRead how, bool with_response,
 								AccessShareLock);
 	TupleTableSlot *slot = table_slot_create(table, NULL);
 	bool two_snapshots = how == KEYS_NOW && IsolationUsesXactSnapshot();
-	Snapshot snapshot = RegisterSnapshot(how == KEYS_NOW ? GetLatestSnapshot() : GetActiveSnapshot());
+	Snapshot snapshot = RegisterSnapshot(how == KEYS_NOW ? GetLatestSnapshot()
+														 : GetActiveSnapshot());
 	bool found = false;
 	bool same = true;
 	ScanKeyData keys[3];
@@ -160,7 +147,7 @@ idem_keys_find(const KeyIdentity *id, KeyRead how, bool with_response,
 		}
 		if (current && !found)
 		{
-			copy_row(row, table, slot, with_response);
+			keys_copy_scanned(row, table, slot, with_response);
 			found = true;
 			if (!two_snapshots)
 				break;
@@ -185,7 +172,7 @@ idem_keys_find(const KeyIdentity *id, KeyRead how, bool with_response,
  * this transaction may be among them.
  */
 static bool
-locked_by_other(TupleTableSlot *slot)
+keys_locked_by_other(TupleTableSlot *slot)
 {
 	BufferHeapTupleTableSlot *stored = (BufferHeapTupleTableSlot *) slot;
 	TransactionId xmax;
@@ -236,7 +223,7 @@ idem_keys_being_written(const KeyRow *row)
 
 	InitDirtySnapshot(dirty);
 	result = table_tuple_fetch_row_version(table, &tid, &dirty, slot) &&
-		(TransactionIdIsValid(dirty.xmax) || locked_by_other(slot));
+		(TransactionIdIsValid(dirty.xmax) || keys_locked_by_other(slot));
 	ExecDropSingleTupleTableSlot(slot);
 	table_close(table, NoLock);
 	return result;
@@ -247,8 +234,12 @@ idem_keys_being_written(const KeyRow *row)
  *----------
  */
 
+/*
+ * The parameters by which a statement finds a version, with how many they are; see
+ * THIS_VERSION in statements.c.
+ */
 static int
-version_values(const KeyRow *row, Datum *values)
+keys_version(const KeyRow *row, Datum *values)
 {
 	values[0] = PointerGetDatum(&row->tid);
 	values[1] = row->values[KEY_EXPIRES_AT];
@@ -258,16 +249,16 @@ version_values(const KeyRow *row, Datum *values)
 }
 
 static uint64
-execute(KeyStatement statement, Datum *values, const char *nulls)
+keys_execute(KeyStatement statement, Datum *values, const char *nulls)
 {
-	return idem_statement_execute(statement, values, nulls, NULL, NULL);
+	return idem_plan_execute(statement, values, nulls, NULL, NULL);
 }
 
 static void
-row_parameters(KeyRow *row, Datum *values, char *nulls)
+keys_row(KeyRow *row, Datum *values, char *nulls)
 {
 	KeyRowSet(row, KEY_STATUS,
-			  CStringGetTextDatum(idem_keys_status_name(row->status)));
+			  CStringGetTextDatum(idem_state_name(row->status)));
 	for (int i = 0; i < KEY_NCOLUMNS; i++)
 	{
 		values[i] = row->values[i];
@@ -289,13 +280,13 @@ row_parameters(KeyRow *row, Datum *values, char *nulls)
  * the table keeps the row out.
  */
 static void
-insert(KeyRow *row)
+keys_insert(KeyRow *row)
 {
 	Datum values[STATEMENT_MAX_PARAMETERS];
 	char nulls[STATEMENT_MAX_PARAMETERS];
 
-	row_parameters(row, values, nulls);
-	if (execute(STATEMENT_INSERT, values, nulls) != 1)
+	keys_row(row, values, nulls);
+	if (keys_execute(STATEMENT_INSERT, values, nulls) != 1)
 		idem_report_not_written();
 }
 
@@ -310,8 +301,8 @@ idem_keys_insert_if_absent(KeyRow *row)
 	Datum values[STATEMENT_MAX_PARAMETERS];
 	char nulls[STATEMENT_MAX_PARAMETERS];
 
-	row_parameters(row, values, nulls);
-	return execute(STATEMENT_INSERT_IF_ABSENT, values, nulls) == 1;
+	keys_row(row, values, nulls);
+	return keys_execute(STATEMENT_INSERT_IF_ABSENT, values, nulls) == 1;
 }
 
 /*
@@ -325,12 +316,11 @@ idem_keys_update(KeyRow *row, const KeyRow *old)
 {
 	Datum values[STATEMENT_MAX_PARAMETERS];
 	char nulls[STATEMENT_MAX_PARAMETERS];
-	int nversion;
+	int nversion = keys_version(old, values);
 
-	row_parameters(row, values, nulls);
-	nversion = version_values(old, values + KEY_NCOLUMNS);
-	memset(nulls + KEY_NCOLUMNS, ' ', nversion);
-	return execute(STATEMENT_UPDATE, values, nulls) == 1;
+	memset(nulls, ' ', nversion);
+	keys_row(row, values + nversion, nulls + nversion);
+	return keys_execute(STATEMENT_UPDATE, values, nulls) == 1;
 }
 
 /*
@@ -345,7 +335,7 @@ void
 idem_keys_write(KeyRow *row, const KeyRow *old)
 {
 	if (old == NULL || !idem_keys_update(row, old))
-		insert(row);
+		keys_insert(row);
 }
 
 /*
@@ -358,8 +348,8 @@ idem_keys_delete(const KeyRow *old)
 {
 	Datum values[STATEMENT_MAX_PARAMETERS];
 
-	version_values(old, values);
-	return execute(STATEMENT_DELETE, values, NULL) == 1;
+	keys_version(old, values);
+	return keys_execute(STATEMENT_DELETE, values, NULL) == 1;
 }
 
 /*
@@ -370,7 +360,7 @@ idem_keys_delete_scope(text *scope, bool force)
 {
 	Datum values[2] = {PointerGetDatum(scope), BoolGetDatum(force)};
 
-	return execute(STATEMENT_DELETE_SCOPE, values, NULL);
+	return keys_execute(STATEMENT_DELETE_SCOPE, values, NULL);
 }
 
 /*
@@ -379,14 +369,14 @@ idem_keys_delete_scope(text *scope, bool force)
 #define MOST_ROWS_OF_ONE_MOMENT INT64CONST(100000)
 
 static void
-note_progress(void *state)
+keys_note_progress(void *state, uint64 nrows)
 {
 	IdemWalk *walk = state;
 
-	for (uint64 i = 0; i < SPI_processed; i++)
+	for (uint64 i = 0; i < nrows; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		walk->from = Max(walk->from, DatumGetTimestampTz(idem_statement_value(i, 1)));
+		walk->from = Max(walk->from, DatumGetTimestampTz(idem_plan_value(i, 1)));
 	}
 }
 
@@ -400,10 +390,10 @@ note_progress(void *state)
  * each, and not once for every step.
  */
 static uint64
-walk_on(KeyStatement statement, Datum *values, IdemWalk *walk, int64 rows)
+keys_walk_on(KeyStatement statement, Datum *values, IdemWalk *walk, int64 rows)
 {
 	TimestampTz before = walk->from;
-	uint64 processed = idem_statement_execute(statement, values, NULL, note_progress, walk);
+	uint64 processed = idem_plan_execute(statement, values, NULL, keys_note_progress, walk);
 
 	walk->more = processed == (uint64) rows;
 	walk->rows = walk->more && walk->from == before ? Min(rows * 2, MOST_ROWS_OF_ONE_MOMENT) : 0;
@@ -422,7 +412,7 @@ idem_keys_delete_expired(IdemWalk *walk, TimestampTz now, int64 batch)
 	Datum values[4] = {TimestampTzGetDatum(now), TimestampTzGetDatum(now),
 					   Int64GetDatum(rows), TimestampTzGetDatum(walk->from)};
 
-	return walk_on(STATEMENT_DELETE_EXPIRED, values, walk, rows);
+	return keys_walk_on(STATEMENT_DELETE_EXPIRED, values, walk, rows);
 }
 
 /*
@@ -436,7 +426,7 @@ idem_keys_redact_due(IdemWalk *walk, TimestampTz now, int64 batch)
 	Datum values[3] = {TimestampTzGetDatum(now), Int64GetDatum(rows),
 					   TimestampTzGetDatum(walk->from)};
 
-	return walk_on(STATEMENT_REDACT_DUE, values, walk, rows);
+	return keys_walk_on(STATEMENT_REDACT_DUE, values, walk, rows);
 }
 
 /*
@@ -458,7 +448,7 @@ idem_keys_cleanup(text *scope, text *operation, TimestampTz before, TimestampTz 
 		statement = operation == NULL ? STATEMENT_CLEANUP : STATEMENT_CLEANUP_OPERATION;
 	else
 		statement = operation == NULL ? STATEMENT_CLEANUP_SCOPE : STATEMENT_CLEANUP_SCOPE_OPERATION;
-	return execute(statement, values, nulls);
+	return keys_execute(statement, values, nulls);
 }
 
 /*
@@ -469,7 +459,7 @@ idem_keys_redact_scope(text *scope)
 {
 	Datum values[2] = {PointerGetDatum(scope), TimestampTzGetDatum(GetCurrentTimestamp())};
 
-	return execute(STATEMENT_REDACT_SCOPE, values, NULL);
+	return keys_execute(STATEMENT_REDACT_SCOPE, values, NULL);
 }
 
 typedef struct Identities
@@ -479,22 +469,19 @@ typedef struct Identities
 } Identities;
 
 static void
-copy_identities(void *state)
+keys_copy_identities(void *state, uint64 nrows)
 {
 	Identities *result = state;
 	MemoryContext spi = MemoryContextSwitchTo(result->context);
 
-	for (uint64 i = 0; i < SPI_processed; i++)
+	for (uint64 i = 0; i < nrows; i++)
 	{
-		HeapTuple tuple = SPI_tuptable->vals[i];
-		TupleDesc desc = SPI_tuptable->tupdesc;
 		KeyIdentity *id = palloc(sizeof(KeyIdentity));
-		bool isnull;
 
-		id->scope = DatumGetTextPCopy(SPI_getbinval(tuple, desc, 1, &isnull));
-		id->operation = DatumGetTextPCopy(SPI_getbinval(tuple, desc, 2, &isnull));
-		id->key = DatumGetTextPCopy(SPI_getbinval(tuple, desc, 3, &isnull));
-		id->hash = idem_lock_hash(id);
+		id->scope = DatumGetTextPCopy(idem_plan_value(i, 1));
+		id->operation = DatumGetTextPCopy(idem_plan_value(i, 2));
+		id->key = DatumGetTextPCopy(idem_plan_value(i, 3));
+		id->hash = 0;
 		result->list = lappend(result->list, id);
 	}
 	MemoryContextSwitchTo(spi);
@@ -503,8 +490,8 @@ copy_identities(void *state)
 /*
  * Keys whose claim was abandoned and may be taken over, the oldest first; of
  * one operation, or of all if that is NULL; without the first few, which the
- * caller has seen. A list of KeyIdentity in the current context. They have to
- * be locked and looked at again.
+ * caller has seen. A list of KeyIdentity, without hashes, in the current context.
+ * They have to be locked and looked at again.
  */
 List *
 idem_keys_abandoned(text *operation, int64 max_rows, int64 seen)
@@ -515,8 +502,34 @@ idem_keys_abandoned(text *operation, int64 max_rows, int64 seen)
 					   Int64GetDatum(seen)};
 	char nulls[4] = {operation == NULL ? 'n' : ' ', ' ', ' ', ' '};
 
-	idem_statement_execute(STATEMENT_ABANDONED, values, nulls, copy_identities, &result);
+	idem_plan_execute(STATEMENT_ABANDONED, values, nulls, keys_copy_identities, &result);
 	return result.list;
+}
+
+static void
+keys_copy_count(void *state, uint64 nrows pg_attribute_unused())
+{
+	*(int64 *) state = DatumGetInt64(idem_plan_value(0, 1));
+}
+
+/*
+ * How many keys have expired before a moment, are abandoned or held; no more are
+ * counted than are enough. Walks an index.
+ */
+int64
+idem_keys_count(KeyCount what, TimestampTz before, int64 enough)
+{
+	static const KeyStatement statements[] = {
+		[KEYS_EXPIRED] = STATEMENT_COUNT_EXPIRED,
+		[KEYS_ABANDONED] = STATEMENT_COUNT_ABANDONED,
+		[KEYS_HELD] = STATEMENT_COUNT_HELD,
+	};
+	Datum values[3] = {TimestampTzGetDatum(before), TimestampTzGetDatum(GetCurrentTimestamp()),
+					   Int64GetDatum(enough)};
+	int64 result = 0;
+
+	idem_plan_execute(statements[what], values, NULL, keys_copy_count, &result);
+	return result;
 }
 
 /*
@@ -541,7 +554,7 @@ idem_keys_abandoned(text *operation, int64 max_rows, int64 seen)
 int64
 idem_keys_next_token(int64 floor)
 {
-	int64 low = nextval_internal(idem_table_relation(IDEM_TOKEN_SEQUENCE), false) &
+	int64 low = nextval_internal(idem_member_oid(IDEM_TOKEN_SEQUENCE), false) &
 		((INT64CONST(1) << TOKEN_SEQUENCE_BITS) - 1);
 	int64 second = GetCurrentTimestamp() / USECS_PER_SEC +
 		(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY;
@@ -560,30 +573,9 @@ idem_keys_next_token(int64 floor)
 }
 
 /*----------
- * Rows
+ * Copies
  *----------
  */
-
-const char *
-idem_keys_status_name(KeyStatus status)
-{
-	return status_names[status];
-}
-
-/*
- * An empty row for a key: everything NULL but the identity.
- */
-void
-idem_keys_init_row(KeyRow *row, const KeyIdentity *id)
-{
-	MemSet(row, 0, sizeof(KeyRow));
-	memset(row->isnull, true, sizeof(row->isnull));
-	ItemPointerSetInvalid(&row->tid);
-	row->status = KEY_IN_PROGRESS;
-	KeyRowSet(row, KEY_SCOPE, PointerGetDatum(id->scope));
-	KeyRowSet(row, KEY_OPERATION, PointerGetDatum(id->operation));
-	KeyRowSet(row, KEY_KEY, PointerGetDatum(id->key));
-}
 
 /*
  * A copy of a row with all its values: one chunk in the current memory context,
@@ -627,7 +619,7 @@ idem_keys_copy_row(const KeyRow *row)
 
 /*
  * The same of no more than what a version is found again by, to be replaced or
- * deleted; see append_version().
+ * deleted; see keys_version().
  */
 KeyRow *
 idem_keys_copy_version(const KeyRow *row)
@@ -638,87 +630,4 @@ idem_keys_copy_version(const KeyRow *row)
 		if (i != KEY_EXPIRES_AT && i != KEY_STATUS && i != KEY_TOKEN)
 			KeyRowSetNull(&version, i);
 	return idem_keys_copy_row(&version);
-}
-
-/*
- * Makes a row a failed one, to be claimed again after retry_in; both
- * durations in microseconds.
- *
- * Errors: 22023 out of range.
- */
-void
-idem_keys_set_failed(KeyRow *row, int64 retry_in, int64 failed_ttl)
-{
-	TimestampTz retry_at = idem_time_after(GetCurrentTimestamp(), retry_in, "retry_in");
-
-	row->status = KEY_FAILED;
-	KeyRowSetNull(row, KEY_LEASE_MS);
-	KeyRowSetNull(row, KEY_LOCKED_UNTIL);
-	if (retry_in > 0)
-		KeyRowSet(row, KEY_LOCKED_UNTIL, TimestampTzGetDatum(retry_at));
-	KeyRowSet(row, KEY_EXPIRES_AT,
-			  TimestampTzGetDatum(idem_time_after(retry_at, failed_ttl, "retry_in")));
-	KeyRowSetNull(row, KEY_CLAIM_ID);
-	KeyRowSetNull(row, KEY_HOLD_IF_ABANDONED);
-}
-
-/*
- * The lease is over, and nobody has taken the claim over yet.
- */
-bool
-idem_keys_lapsed(const KeyRow *row, TimestampTz now)
-{
-	return row->status == KEY_IN_PROGRESS &&
-		KeyRowTime(row, KEY_LOCKED_UNTIL) <= now;
-}
-
-/*
- * A person has to decide: held, or abandoned by an owner who asked for that.
- */
-bool
-idem_keys_held(const KeyRow *row, TimestampTz now)
-{
-	return row->status == KEY_HELD ||
-		(idem_keys_lapsed(row, now) &&
-		 !row->isnull[KEY_HOLD_IF_ABANDONED] &&
-		 DatumGetBool(row->values[KEY_HOLD_IF_ABANDONED]));
-}
-
-/*
- * The key counts as absent. Keep in step with EXPIRED().
- */
-bool
-idem_keys_expired(const KeyRow *row, TimestampTz now)
-{
-	if (KeyRowTime(row, KEY_EXPIRES_AT) > now)
-		return false;
-	return row->status == KEY_COMPLETED || row->status == KEY_FAILED ||
-		(idem_keys_lapsed(row, now) && !idem_keys_held(row, now));
-}
-
-/*
- * The response was removed, or should be, while the key is kept.
- */
-bool
-idem_keys_response_gone(const KeyRow *row, TimestampTz now)
-{
-	return !row->isnull[KEY_REDACTED_AT] ||
-		(!row->isnull[KEY_RESPONSE_EXPIRES_AT] &&
-		 KeyRowTime(row, KEY_RESPONSE_EXPIRES_AT) <= now);
-}
-
-/*
- * Hands out no response that was removed.
- *
- * Errors: IK006.
- */
-void
-idem_report_if_redacted(const KeyRow *row)
-{
-	if (idem_keys_response_gone(row, GetCurrentTimestamp()))
-		ereport(ERROR,
-				(errcode(ERRCODE_IDEM_REDACTED),
-				 errmsg("the recorded response was removed"),
-				 errdetail("The request was executed; it must not be executed again."),
-				 errhint("Look the result up in your own tables.")));
 }

@@ -10,7 +10,9 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "claims.h"
+#include "rules.h"
+#include "server.h"
 
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -23,21 +25,15 @@
  * claim. Only a length that is asked for can do that.
  */
 static TimestampTz
-renew_lease(OwnedClaim *own, int64 lease)
+lease_renew(OwnedClaim *own, int64 lease)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz end;
+	bool asked_for = lease > 0;
 
-	if (lease > 0)
-		end = idem_time_after(now, lease, "lease");
-	else
-	{
-		lease = own->row.isnull[KEY_LEASE_MS] ? idem_policy_for(own->id.operation).lease : DatumGetInt64(own->row.values[KEY_LEASE_MS]) * 1000;
-		end = Max(idem_time_after(now, lease, "lease"),
-				  KeyRowTime(&own->row, KEY_LOCKED_UNTIL));
-	}
-	KeyRowSet(&own->row, KEY_LOCKED_UNTIL, TimestampTzGetDatum(end));
-	return end;
+	if (!asked_for)
+		lease = KeyRowLease(&own->row);
+	if (lease == 0)
+		lease = idem_policy_for(own->id.operation).lease;
+	return idem_state_renew(&own->row, GetCurrentTimestamp(), lease, asked_for);
 }
 
 PG_FUNCTION_INFO_V1(idempotency_extend);
@@ -62,9 +58,10 @@ idempotency_extend(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the claim has no lease"),
-				 errhint("It lasts as long as its transaction. For work outside the database, claim with a lease.")));
+				 errhint("It lasts as long as its transaction. For work outside the database,"
+						 " claim with a lease.")));
 
-	end = renew_lease(&own, lease);
+	end = lease_renew(&own, lease);
 	idem_owner_write(&own, PENDING_OPEN);
 	PG_RETURN_TIMESTAMPTZ(end);
 }
@@ -108,7 +105,7 @@ idempotency_checkpoint(PG_FUNCTION_ARGS)
 		idem_owner_remember(&own);
 		PG_RETURN_NULL();
 	}
-	end = renew_lease(&own, lease);
+	end = lease_renew(&own, lease);
 	idem_owner_write(&own, PENDING_OPEN);
 	PG_RETURN_TIMESTAMPTZ(end);
 }
@@ -118,26 +115,26 @@ idempotency_checkpoint(PG_FUNCTION_ARGS)
  * not for this role, or busy, or no longer abandoned.
  */
 static bool
-take_over(const KeyIdentity *id, int64 lease, ReturnSetInfo *result)
+lease_take_over(const KeyIdentity *id, int64 lease, ReturnSetInfo *result)
 {
 	static const KeyColumn columns[] = {
 		KEY_SCOPE, KEY_OPERATION, KEY_KEY, KEY_TOKEN, KEY_ATTEMPT,
 		KEY_RECOVERY_POINT, KEY_STATE, KEY_NOTE, KEY_LAST_ERROR, KEY_CREATED_AT,
 		KEY_LOCKED_UNTIL};
-	ClaimRequest request = {.id = *id, .only_abandoned = true};
+	ClaimRequest request = {.id = *id, .only_abandoned = true, .keep_lease = lease == 0};
 	ClaimAnswer answer;
 	IdemPolicy policy;
 	Datum values[lengthof(columns)];
 	bool isnull[lengthof(columns)];
 
-	if (!idem_binding_allows(id->scope) || idem_pending_find(id) != NULL)
+	request.id.hash = idem_lock_hash(id);
+	if (!idem_binding_allows(id->scope) || idem_pending_find(&request.id) != NULL)
 		return false;
 	policy = idem_policy_for(id->operation);
-	request.ttl = policy.ttl;
-	request.lease = lease > 0 ? lease : policy.lease;
-	request.keep_lease = lease == 0;
-	request.max_attempts = policy.max_attempts;
-	request.hold_if_abandoned = policy.hold_if_abandoned;
+	request.claim.ttl = policy.ttl;
+	request.claim.lease = lease > 0 ? lease : policy.lease;
+	request.claim.max_attempts = policy.max_attempts;
+	request.claim.hold_if_abandoned = policy.hold_if_abandoned;
 	idem_claim_decide(&request, false, &answer);
 	if (answer.outcome != CLAIM_CLAIMED)
 		return false;
@@ -200,7 +197,7 @@ idempotency_claim_abandoned(PG_FUNCTION_ARGS)
 		{
 			if (taken == max_rows)
 				break;
-			if (take_over(lfirst(cell), lease, (ReturnSetInfo *) fcinfo->resultinfo))
+			if (lease_take_over(lfirst(cell), lease, (ReturnSetInfo *) fcinfo->resultinfo))
 				taken++;
 			else
 				skipped++;

@@ -26,12 +26,13 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "claims.h"
+#include "rules.h"
+#include "siphash.h"
 
 #include "access/xact.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
-#include "siphash.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "utils/resowner.h"
@@ -46,7 +47,7 @@
 #endif
 
 static void *
-read_secret(TupleTableSlot *slot)
+lock_read_secret(TupleTableSlot *slot)
 {
 	unsigned char *secret = palloc(SIPHASH_KEY_LEN);
 	bool isnull;
@@ -57,7 +58,7 @@ read_secret(TupleTableSlot *slot)
 	return secret;
 }
 
-static IdemConfig secret_config = {.table = "lock_secret", .read_row = read_secret};
+static IdemConfig lock_secret = {.table = "lock_secret", .read_row = lock_read_secret};
 
 /*
  * 64 bits over the three parts, each behind its length, so that moving a
@@ -74,8 +75,8 @@ idem_lock_hash(const KeyIdentity *id)
 	unsigned char *end;
 	Size total = 0;
 
-	idem_config_refresh(&secret_config);
-	if (secret_config.rows == NIL)
+	idem_config_refresh(&lock_secret);
+	if (lock_secret.rows == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table %s.lock_secret is empty", IDEM_SCHEMA_NAME),
@@ -95,11 +96,26 @@ idem_lock_hash(const KeyIdentity *id)
 		memcpy(end, VARDATA_ANY(parts[i]), length);
 		end += length;
 	}
-	return siphash(linitial(secret_config.rows), bytes, end - bytes) >> (64 - IDEM_LOCK_HASH_BITS);
+	return siphash(linitial(lock_secret.rows), bytes, end - bytes) >> (64 - IDEM_LOCK_HASH_BITS);
+}
+
+/*
+ * The identity of a call that reads or writes the key: the first three arguments,
+ * with the hash.
+ *
+ * Errors: 22004, 22023, 22001 see idem_identity_argument(); 42501 a scope that the
+ * role may not use; 55000 see idem_lock_hash().
+ */
+void
+idem_lock_identity(KeyIdentity *id, FunctionCallInfo fcinfo)
+{
+	idem_identity_argument(id, fcinfo);
+	idem_binding_check(id->scope);
+	id->hash = idem_lock_hash(id);
 }
 
 static LockAcquireResult
-acquire(const KeyIdentity *id, bool dont_wait)
+lock_acquire(const KeyIdentity *id, bool dont_wait)
 {
 	LOCKTAG tag;
 	ResourceOwner caller = CurrentResourceOwner;
@@ -127,7 +143,7 @@ acquire(const KeyIdentity *id, bool dont_wait)
 bool
 idem_lock_try(const KeyIdentity *id)
 {
-	return acquire(id, true) != LOCKACQUIRE_NOT_AVAIL;
+	return lock_acquire(id, true) != LOCKACQUIRE_NOT_AVAIL;
 }
 
 /*
@@ -139,66 +155,65 @@ idem_lock_try(const KeyIdentity *id)
 void
 idem_lock_wait(const KeyIdentity *id)
 {
-	(void) acquire(id, false);
+	(void) lock_acquire(id, false);
+}
+
+typedef struct BoundedWait
+{
+	const KeyIdentity *id;
+	int timeout; /* ms */
+} BoundedWait;
+
+/*
+ * The bound is lock_timeout's own, set for this one wait: so the wait is part of
+ * deadlock detection and ends the moment that the holder's transaction does. The
+ * setting is a plain variable and not transactional, hence put back on every path.
+ */
+static void
+lock_wait_bounded(void *state)
+{
+	BoundedWait *wait = state;
+	int user_timeout = LockTimeout;
+
+	LockTimeout = wait->timeout;
+	PG_TRY();
+	{
+		idem_lock_wait(wait->id);
+	}
+	PG_FINALLY();
+	{
+		LockTimeout = user_timeout;
+	}
+	PG_END_TRY();
 }
 
 /*
  * Takes the key's lock, waiting no longer than the given time, and says
- * whether it got it.
- *
- * The bound is lock_timeout's own, set for this one wait: so the wait is part
- * of deadlock detection and ends the moment that the holder's transaction
- * does. Its error is caught in a subtransaction, which is rolled back before
- * anything else may be raised; left open it would make the user's next
- * ROLLBACK fail. The setting is a plain variable and not transactional, hence
- * put back on every path. Where the user's own lock_timeout is shorter, that
- * one rules, with its error.
+ * whether it got it. Where the user's own lock_timeout is shorter, that one
+ * rules, with its error.
  *
  * Errors: as idem_lock_wait().
  */
 bool
 idem_lock_wait_for(const KeyIdentity *id, int64 microseconds)
 {
-	MemoryContext caller_context = CurrentMemoryContext;
-	ResourceOwner caller_owner = CurrentResourceOwner;
-	int user_timeout = LockTimeout;
-	volatile int64 bound = Min((microseconds + 999) / 1000, INT_MAX);
-	volatile bool granted = true;
+	int64 bound = Min((microseconds + 999) / 1000, INT_MAX);
+	BoundedWait wait = {id, (int) Max(bound, 1)};
+	ErrorData *error;
 
-	if (user_timeout > 0 && user_timeout <= bound)
+	if (LockTimeout > 0 && LockTimeout <= bound)
 	{
 		idem_lock_wait(id);
 		return true;
 	}
 
-	BeginInternalSubTransaction(NULL);
-	PG_TRY();
-	{
-		LockTimeout = (int) Max(bound, 1);
-		idem_lock_wait(id);
-		LockTimeout = user_timeout;
-		ReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(caller_context);
-		CurrentResourceOwner = caller_owner;
-	}
-	PG_CATCH();
-	{
-		ErrorData *error;
-
-		LockTimeout = user_timeout;
-		MemoryContextSwitchTo(caller_context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(caller_context);
-		CurrentResourceOwner = caller_owner;
-		if (error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
-			ReThrowError(error);
-		FreeErrorData(error);
-		granted = false;
-	}
-	PG_END_TRY();
-	return granted;
+	error = idem_catch(lock_wait_bounded, &wait);
+	if (error == NULL)
+		return true;
+	if (error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
+		ReThrowError(error);
+	FreeErrorData(error);
+	return false;
 }
 
 /*

@@ -15,7 +15,9 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "claims.h"
+#include "rules.h"
+#include "server.h"
 
 #include "catalog/pg_type.h"
 #include "funcapi.h"
@@ -28,9 +30,9 @@ static int64
 once_ttl(FunctionCallInfo fcinfo, int argno, const text *operation)
 {
 	IdemPolicy policy = idem_policy_for(operation);
+	int64 otherwise = policy.has_ttl ? policy.ttl : idem_once_ttl * USECS_PER_SEC;
 
-	return idem_duration(fcinfo, argno, "ttl", 1, IDEM_MAX_TTL_US,
-						 policy.has_ttl ? policy.ttl : Min(idem_once_ttl * USECS_PER_SEC, IDEM_MAX_TTL_US));
+	return idem_duration(fcinfo, argno, "ttl", 1, IDEM_MAX_TTL_US, Min(otherwise, IDEM_MAX_TTL_US));
 }
 
 PG_FUNCTION_INFO_V1(idempotency_once);
@@ -49,8 +51,8 @@ idempotency_once(PG_FUNCTION_ARGS)
 	ClaimAnswer answer;
 
 	idem_require_writable("once");
-	idem_identity(&request.id, fcinfo);
-	request.ttl = once_ttl(fcinfo, 3, request.id.operation);
+	idem_lock_identity(&request.id, fcinfo);
+	request.claim.ttl = once_ttl(fcinfo, 3, request.id.operation);
 	request.wait = idem_claim_wait_argument(fcinfo, 4, idem_once_wait * INT64CONST(1000));
 	request.at_once = true;
 
@@ -78,7 +80,7 @@ typedef struct BatchKey
 } BatchKey;
 
 static int
-compare_keys(const void *a, const void *b, void *arg pg_attribute_unused())
+once_compare_keys(const void *a, const void *b, void *arg pg_attribute_unused())
 {
 	const BatchKey *x = a;
 	const BatchKey *y = b;
@@ -120,6 +122,7 @@ idempotency_once_batch(PG_FUNCTION_ARGS)
 
 	idem_require_writable("once_batch");
 	scope = idem_scope_argument(fcinfo);
+	idem_binding_check(scope);
 	if (PG_ARGISNULL(1) || PG_ARGISNULL(2))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
@@ -136,7 +139,8 @@ idempotency_once_batch(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("too many keys in one batch"),
 				 errdetail("At most %d are allowed.", MAX_BATCH_KEYS),
-				 errhint("Divide the batch among several calls, better in transactions of their own.")));
+				 errhint("Divide the batch among several calls,"
+						 " better in transactions of their own.")));
 	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT,
 					  &elements, &nulls, &nelements);
 	keys = palloc(sizeof(BatchKey) * Max(nelements, 1));
@@ -152,7 +156,7 @@ idempotency_once_batch(PG_FUNCTION_ARGS)
 		keys[i].position = i;
 		idem_check_identity_part(keys[i].key, "key");
 	}
-	qsort_interruptible(keys, nelements, sizeof(BatchKey), compare_keys, NULL);
+	qsort_interruptible(keys, nelements, sizeof(BatchKey), once_compare_keys, NULL);
 
 	distinct = palloc(sizeof(Datum) * Max(nelements, 1));
 	for (int i = 0; i < nelements; i++)
@@ -180,11 +184,13 @@ idempotency_once_batch(PG_FUNCTION_ARGS)
 			d++;
 		answers[keys[i].position] = is_new && first[d];
 		undecided[keys[i].position] = open != NULL && open[d];
-		idem_stats_count(answers[keys[i].position] ? IDEM_CLAIMS : undecided[keys[i].position] ? IDEM_CONFLICTS
-																							   : IDEM_REPLAYS,
-						 1);
 		if (answers[keys[i].position])
+		{
+			idem_stats_count(IDEM_CLAIMS, 1);
 			idem_stats_count(IDEM_COMPLETIONS, 1);
+		}
+		else
+			idem_stats_count(undecided[keys[i].position] ? IDEM_CONFLICTS : IDEM_REPLAYS, 1);
 	}
 	for (int i = 0; i < nelements; i++)
 	{

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * owner.c
- *	  Is this key yours? What complete(), fail(), release(), extend() and
- *	  their kin ask before they do anything.
+ *	  Does the caller own this claim? What complete(), fail(), release(),
+ *	  extend() and their kin ask before they do anything.
  *
  * Two ways to own a claim: the running transaction made it, or the caller has
  * the token of a committed one. A caller with a token takes the key's lock,
@@ -13,27 +13,55 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "claims.h"
 
 #include "access/xact.h"
 
-pg_noreturn static void
-report_not_claimed(bool has_token)
+/* Why a claim is no longer the caller's. */
+typedef enum OwnerLoss
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_IDEM_NOT_CLAIMED),
-			 errmsg("no open claim of yours on this key"),
-			 has_token ? errhint("The token is not that of an open claim on this key; use the one that claim() returned.") : errhint("Claim the key in this transaction, or pass the token that claim() returned.")));
-}
+	LOSS_TAKEN_OVER,
+	LOSS_COMPLETED,
+	LOSS_FORGOTTEN
+} OwnerLoss;
+
+static const struct
+{
+	const char *reason; /* for programs */
+	const char *detail; /* for people */
+} owner_losses[] = {
+	[LOSS_TAKEN_OVER] = {"taken_over", "Its lease was over, and another claim has the key."},
+	[LOSS_COMPLETED] = {"completed", "The key is completed."},
+	[LOSS_FORGOTTEN] = {"forgotten", "The key was forgotten, or deleted after its expiry."},
+};
 
 pg_noreturn static void
-report_stale(const char *what)
+owner_report_not_claimed(bool has_token)
+{
+	const char *hint = has_token
+		? "The token is not that of an open claim on this key; use the one that claim() returned."
+		: "Claim the key in this transaction, or pass the token that claim() returned.";
+
+	ereport(ERROR,
+			(errcode(ERRCODE_IDEM_NOT_CLAIMED),
+			 errmsg("the caller has no open claim on this key"),
+			 errhint("%s", hint)));
+}
+
+/*
+ * Programs find the reason in the field for the name of a constraint, which every
+ * driver passes on: that of the rule that was broken, as it were.
+ */
+pg_noreturn static void
+owner_report_loss(OwnerLoss loss)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_STALE_CLAIM),
-			 errmsg("the claim is no longer yours"),
-			 errdetail_internal("%s", what),
-			 errhint("Roll back what was done under it, and claim() again to learn how the key stands.")));
+			 errmsg("the claim no longer belongs to the caller"),
+			 errdetail_internal("%s", owner_losses[loss].detail),
+			 errhint("Roll back what was done under it,"
+					 " and claim() again to learn how the key stands."),
+			 err_generic_string(PG_DIAG_CONSTRAINT_NAME, owner_losses[loss].reason)));
 }
 
 /*
@@ -44,22 +72,22 @@ report_stale(const char *what)
 void
 idem_owner_report_completed(void)
 {
-	report_stale("completed");
+	owner_report_loss(LOSS_COMPLETED);
 }
 
 /*
  * The token decides whose claim the row is.
  */
 static void
-check_token(const KeyRow *row, int64 token)
+owner_check_token(const KeyRow *row, int64 token)
 {
 	int64 current = KeyRowToken(row);
 
 	if (token == current)
 		return;
 	if (token > current && current > 0)
-		report_not_claimed(true);
-	report_stale(row->status == KEY_COMPLETED ? "completed" : "taken_over");
+		owner_report_not_claimed(true);
+	owner_report_loss(row->status == KEY_COMPLETED ? LOSS_COMPLETED : LOSS_TAKEN_OVER);
 }
 
 /*
@@ -83,7 +111,7 @@ idem_owner_lock(const KeyIdentity *id)
 }
 
 static void
-find_claim(OwnedClaim *own, bool has_token, int64 token, OwnerVerb verb)
+owner_find_claim(OwnedClaim *own, bool has_token, int64 token, OwnerVerb verb)
 {
 	PendingState state = {0};
 
@@ -94,14 +122,17 @@ find_claim(OwnedClaim *own, bool has_token, int64 token, OwnerVerb verb)
 		state = *idem_pending_state(own->pending);
 	own->leased = has_token || state.leased;
 
-	if (has_token ? token <= 0 : (state.status != PENDING_OPEN && state.status != PENDING_COMPLETED && state.status != PENDING_HELD))
-		report_not_claimed(has_token);
+	if (has_token && token <= 0)
+		owner_report_not_claimed(true);
+	if (!has_token && state.status != PENDING_OPEN && state.status != PENDING_COMPLETED &&
+		state.status != PENDING_HELD)
+		owner_report_not_claimed(false);
 
 	/* A claim of this transaction that so far is only in memory. */
 	if (state.status == PENDING_OPEN && !state.leased)
 	{
 		if (has_token)
-			report_not_claimed(true);
+			owner_report_not_claimed(true);
 
 		/* Copies: a trigger on the table may claim or checkpoint the same key. */
 		own->row = *idem_keys_copy_row(state.draft);
@@ -122,24 +153,24 @@ find_claim(OwnedClaim *own, bool has_token, int64 token, OwnerVerb verb)
 	own->is_stored = idem_keys_find(&own->id, KEYS_NOW, verb == OWNER_COMPLETE,
 									&own->stored, NULL);
 	if (!own->is_stored)
-		report_stale("forgotten");
+		owner_report_loss(LOSS_FORGOTTEN);
 	if (own->leased)
-		check_token(&own->stored, has_token ? token : state.token);
+		owner_check_token(&own->stored, has_token ? token : state.token);
 
 	switch (own->stored.status)
 	{
 		case KEY_COMPLETED:
 			if (verb != OWNER_COMPLETE)
-				report_stale("completed");
+				owner_report_loss(LOSS_COMPLETED);
 			own->completed = true;
 			break;
 		case KEY_FAILED:
-			report_not_claimed(has_token);
+			owner_report_not_claimed(has_token);
 			break;
 		case KEY_IN_PROGRESS:
 		case KEY_HELD:
 			if (verb != OWNER_COMPLETE &&
-				idem_keys_held(&own->stored, GetCurrentTimestamp()))
+				idem_state_of(&own->stored, GetCurrentTimestamp()) == STANDING_HELD)
 				idem_report_held();
 			break;
 	}
@@ -162,9 +193,9 @@ void
 idem_owner_claim(OwnedClaim *own, FunctionCallInfo fcinfo, int token_argno,
 				 OwnerVerb verb)
 {
-	idem_identity(&own->id, fcinfo);
-	find_claim(own, !PG_ARGISNULL(token_argno),
-			   PG_ARGISNULL(token_argno) ? 0 : PG_GETARG_INT64(token_argno), verb);
+	idem_lock_identity(&own->id, fcinfo);
+	owner_find_claim(own, !PG_ARGISNULL(token_argno),
+					 PG_ARGISNULL(token_argno) ? 0 : PG_GETARG_INT64(token_argno), verb);
 }
 
 /*
@@ -174,7 +205,7 @@ void
 idem_owner_claim_pending(OwnedClaim *own, const KeyIdentity *id, OwnerVerb verb)
 {
 	own->id = *id;
-	find_claim(own, false, 0, verb);
+	owner_find_claim(own, false, 0, verb);
 }
 
 /*
@@ -182,7 +213,7 @@ idem_owner_claim_pending(OwnedClaim *own, const KeyIdentity *id, OwnerVerb verb)
  * been made by another transaction: from here on this one knows it, too.
  */
 static void
-set_status(OwnedClaim *own, PendingStatus status)
+owner_set_status(OwnedClaim *own, PendingStatus status)
 {
 	PendingState state = *idem_pending_state(own->pending);
 
@@ -208,7 +239,7 @@ set_status(OwnedClaim *own, PendingStatus status)
 void
 idem_owner_remember(OwnedClaim *own)
 {
-	set_status(own, PENDING_OPEN);
+	owner_set_status(own, PENDING_OPEN);
 }
 
 /*
@@ -242,9 +273,9 @@ idem_owner_write(OwnedClaim *own, PendingStatus status)
 	{
 		if (IsolationUsesXactSnapshot())
 			idem_report_lost_race();
-		report_stale("forgotten");
+		owner_report_loss(LOSS_FORGOTTEN);
 	}
-	set_status(own, status);
+	owner_set_status(own, status);
 }
 
 /*
@@ -256,5 +287,5 @@ idem_owner_delete(OwnedClaim *own, PendingStatus status)
 {
 	if (own->leased && !idem_keys_delete(&own->stored))
 		idem_report_lost_race();
-	set_status(own, status);
+	owner_set_status(own, status);
 }

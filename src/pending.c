@@ -25,7 +25,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "claims.h"
 
 #include "access/xact.h"
 #include "utils/memutils.h"
@@ -58,39 +58,39 @@ struct PendingUndo
  * table (dynahash.c) costs as much as all else that is done here.
  */
 #define FIRST_BUCKETS 16
-static PendingClaim *first_buckets[FIRST_BUCKETS];
-static PendingClaim **buckets = first_buckets;
-static int nbuckets = FIRST_BUCKETS; /* a power of two */
+static PendingClaim *pending_first_buckets[FIRST_BUCKETS];
+static PendingClaim **pending_buckets = pending_first_buckets;
+static int pending_nbuckets = FIRST_BUCKETS; /* a power of two */
 
-/* What these point to lives in TopTransactionContext; see reset(). */
-static PendingClaim *newest = NULL;
-static PendingUndo *undo = NULL;
-static int nclaims = 0; /* entries, each with its lock */
-static int nopen = 0;   /* without a lease and unfinished */
+/* What these point to lives in TopTransactionContext; see pending_reset(). */
+static PendingClaim *pending_newest = NULL;
+static PendingUndo *pending_undo = NULL;
+static int pending_nclaims = 0; /* entries, each with its lock */
+static int pending_nopen = 0;   /* without a lease and unfinished */
 
 static void
-reset(void)
+pending_reset(void)
 {
-	if (newest != NULL)
-		memset(first_buckets, 0, sizeof(first_buckets));
-	buckets = first_buckets;
-	nbuckets = FIRST_BUCKETS;
-	newest = NULL;
-	undo = NULL;
-	nclaims = 0;
-	nopen = 0;
+	if (pending_newest != NULL)
+		memset(pending_first_buckets, 0, sizeof(pending_first_buckets));
+	pending_buckets = pending_first_buckets;
+	pending_nbuckets = FIRST_BUCKETS;
+	pending_newest = NULL;
+	pending_undo = NULL;
+	pending_nclaims = 0;
+	pending_nopen = 0;
 }
 
 static bool
-is_left_open(const PendingState *state)
+pending_is_left_open(const PendingState *state)
 {
 	return state->status == PENDING_OPEN && !state->leased;
 }
 
 static void
-change(PendingClaim *claim, const PendingState *state)
+pending_change(PendingClaim *claim, const PendingState *state)
 {
-	nopen += is_left_open(state) - is_left_open(&claim->state);
+	pending_nopen += pending_is_left_open(state) - pending_is_left_open(&claim->state);
 	claim->state = *state;
 }
 
@@ -100,7 +100,7 @@ change(PendingClaim *claim, const PendingState *state)
  * before, so they are nowhere else.
  */
 static void
-free_rows(const PendingState *state, const PendingState *newer, const PendingState *older)
+pending_free_rows(const PendingState *state, const PendingState *newer, const PendingState *older)
 {
 	if (state->draft != NULL && (newer == NULL || newer->draft != state->draft) &&
 		(older == NULL || older->draft != state->draft))
@@ -115,7 +115,7 @@ free_rows(const PendingState *state, const PendingState *newer, const PendingSta
  * there is none, or one is kept already: then the state is given up.
  */
 static bool
-remember(PendingClaim *claim, bool created)
+pending_remember(PendingClaim *claim, bool created)
 {
 	PendingUndo *entry;
 	int level = GetCurrentTransactionNestLevel();
@@ -129,9 +129,9 @@ remember(PendingClaim *claim, bool created)
 	entry->created = created;
 	entry->state = claim->state;
 	entry->older = claim->undo;
-	entry->previous = undo;
+	entry->previous = pending_undo;
 	claim->undo = entry;
-	undo = entry;
+	pending_undo = entry;
 	return true;
 }
 
@@ -144,24 +144,34 @@ idem_pending_context(void)
 	return TopTransactionContext;
 }
 
-static PendingClaim **
-bucket_of(uint64 hash)
+/*
+ * The state that an entry of a claim's history goes back to, or NULL.
+ */
+static const PendingState *
+pending_undo_state(const PendingUndo *entry)
 {
-	return &buckets[hash & (nbuckets - 1)];
+	return entry == NULL || entry->created ? NULL : &entry->state;
+}
+
+static PendingClaim **
+pending_bucket_of(uint64 hash)
+{
+	return &pending_buckets[hash & (pending_nbuckets - 1)];
 }
 
 /*
  * Twice as many buckets, once there are as many claims.
  */
 static void
-grow_buckets(void)
+pending_grow_buckets(void)
 {
-	buckets = MemoryContextAllocExtended(TopTransactionContext, sizeof(PendingClaim *) * 2 * nbuckets,
-										 MCXT_ALLOC_ZERO | MCXT_ALLOC_HUGE);
-	nbuckets *= 2;
-	for (PendingClaim *claim = newest; claim != NULL; claim = claim->older)
+	pending_buckets = MemoryContextAllocExtended(TopTransactionContext,
+												 sizeof(PendingClaim *) * 2 * pending_nbuckets,
+												 MCXT_ALLOC_ZERO | MCXT_ALLOC_HUGE);
+	pending_nbuckets *= 2;
+	for (PendingClaim *claim = pending_newest; claim != NULL; claim = claim->older)
 	{
-		PendingClaim **bucket = bucket_of(claim->id.hash);
+		PendingClaim **bucket = pending_bucket_of(claim->id.hash);
 
 		claim->next = *bucket;
 		*bucket = claim;
@@ -175,7 +185,7 @@ grow_buckets(void)
 PendingClaim *
 idem_pending_find(const KeyIdentity *id)
 {
-	for (PendingClaim *claim = *bucket_of(id->hash); claim != NULL; claim = claim->next)
+	for (PendingClaim *claim = *pending_bucket_of(id->hash); claim != NULL; claim = claim->next)
 		if (idem_identity_equal(&claim->id, id))
 			return claim;
 	return NULL;
@@ -196,17 +206,18 @@ idem_pending_state(const PendingClaim *claim)
 void
 idem_pending_check_limit(void)
 {
-	if (nclaims >= idem_max_claims_per_transaction)
+	if (pending_nclaims >= idem_max_claims_per_transaction)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("too many keys in one transaction"),
 				 errdetail("At most %d may be claimed or decided about.",
 						   idem_max_claims_per_transaction),
-				 errhint("Commit more often, or raise \"idempotency.max_claims_per_transaction\" together with \"max_locks_per_transaction\".")));
+				 errhint("Commit more often, or raise \"idempotency.max_claims_per_transaction\""
+						 " together with \"max_locks_per_transaction\".")));
 }
 
 static text *
-copy_text(char **to, const text *source)
+pending_copy_text(char **to, const text *source)
 {
 	text *copy = (text *) *to;
 
@@ -226,26 +237,26 @@ idem_pending_keep(const KeyIdentity *id)
 	PendingClaim *claim;
 	char *texts;
 
-	if (nclaims == nbuckets)
-		grow_buckets();
+	if (pending_nclaims == pending_nbuckets)
+		pending_grow_buckets();
 	claim = MemoryContextAlloc(TopTransactionContext,
 							   MAXALIGN(sizeof(PendingClaim)) + INTALIGN(VARSIZE_ANY(id->scope)) +
 								   INTALIGN(VARSIZE_ANY(id->operation)) + VARSIZE_ANY(id->key));
 	MemSet(claim, 0, sizeof(PendingClaim));
 	texts = (char *) claim + MAXALIGN(sizeof(PendingClaim));
 	claim->id.hash = id->hash;
-	claim->id.scope = copy_text(&texts, id->scope);
-	claim->id.operation = copy_text(&texts, id->operation);
-	claim->id.key = copy_text(&texts, id->key);
-	bucket = bucket_of(id->hash);
-	remember(claim, true);
+	claim->id.scope = pending_copy_text(&texts, id->scope);
+	claim->id.operation = pending_copy_text(&texts, id->operation);
+	claim->id.key = pending_copy_text(&texts, id->key);
+	bucket = pending_bucket_of(id->hash);
+	pending_remember(claim, true);
 
 	/* Nothing below can fail, so the undo stack and the table agree. */
 	claim->next = *bucket;
 	*bucket = claim;
-	claim->older = newest;
-	newest = claim;
-	nclaims++;
+	claim->older = pending_newest;
+	pending_newest = claim;
+	pending_nclaims++;
 	return claim;
 }
 
@@ -260,42 +271,42 @@ idem_pending_set(PendingClaim *claim, const PendingState *state)
 	PendingState given_up = claim->state;
 	bool kept;
 
-	if (is_left_open(state) && !is_left_open(&claim->state))
+	if (pending_is_left_open(state) && !pending_is_left_open(&claim->state))
 		idem_commit_claim_opens();
-	kept = remember(claim, false);
-	change(claim, state);
+	kept = pending_remember(claim, false);
+	pending_change(claim, state);
 	if (!kept)
-		free_rows(&given_up, state, claim->undo == NULL || claim->undo->created ? NULL : &claim->undo->state);
+		pending_free_rows(&given_up, state, pending_undo_state(claim->undo));
 }
 
 /*
  * Goes back to an older state.
  */
 static void
-restore(PendingClaim *claim, const PendingState *state)
+pending_restore(PendingClaim *claim, const PendingState *state)
 {
-	free_rows(&claim->state, NULL, state);
-	change(claim, state);
+	pending_free_rows(&claim->state, NULL, state);
+	pending_change(claim, state);
 }
 
 /*
  * The claim's savepoint is rolled back, and its lock with it.
  */
 static void
-forget(PendingClaim *claim)
+pending_forget(PendingClaim *claim)
 {
 	PendingState none = {0};
 	PendingClaim **link;
 
 	/* Whatever was made later belongs to the same rollback and is gone. */
-	Assert(newest == claim);
-	newest = claim->older;
+	Assert(pending_newest == claim);
+	pending_newest = claim->older;
 
-	restore(claim, &none);
-	for (link = bucket_of(claim->id.hash); *link != claim; link = &(*link)->next)
+	pending_restore(claim, &none);
+	for (link = pending_bucket_of(claim->id.hash); *link != claim; link = &(*link)->next)
 		Assert(*link != NULL);
 	*link = claim->next;
-	nclaims--;
+	pending_nclaims--;
 	pfree(claim);
 }
 
@@ -305,9 +316,9 @@ forget(PendingClaim *claim)
  * they are given up.
  */
 static void
-release(int level)
+pending_release_savepoint(int level)
 {
-	PendingUndo **link = &undo;
+	PendingUndo **link = &pending_undo;
 
 	/* Entries stay in order of age, so the newest are on top. */
 	while (*link != NULL && (*link)->level >= level)
@@ -323,8 +334,7 @@ release(int level)
 			continue;
 		}
 		if (!entry->created)
-			free_rows(&entry->state, &claim->state,
-					  entry->older == NULL || entry->older->created ? NULL : &entry->older->state);
+			pending_free_rows(&entry->state, &claim->state, pending_undo_state(entry->older));
 		claim->undo = entry->older;
 		*link = entry->previous;
 		pfree(entry);
@@ -332,33 +342,33 @@ release(int level)
 }
 
 static void
-subtransaction_ends(SubXactEvent event, SubTransactionId mySubid pg_attribute_unused(),
-					SubTransactionId parentSubid pg_attribute_unused(),
-					void *arg pg_attribute_unused())
+pending_subtransaction_ends(SubXactEvent event, SubTransactionId mySubid pg_attribute_unused(),
+							SubTransactionId parentSubid pg_attribute_unused(),
+							void *arg pg_attribute_unused())
 {
 	int level;
 
-	if (undo == NULL)
+	if (pending_undo == NULL)
 		return;
 	level = GetCurrentTransactionNestLevel();
 
 	if (event == SUBXACT_EVENT_ABORT_SUB)
 	{
-		while (undo != NULL && undo->level >= level)
+		while (pending_undo != NULL && pending_undo->level >= level)
 		{
-			PendingUndo *entry = undo;
+			PendingUndo *entry = pending_undo;
 
-			undo = entry->previous;
+			pending_undo = entry->previous;
 			entry->claim->undo = entry->older;
 			if (entry->created)
-				forget(entry->claim);
+				pending_forget(entry->claim);
 			else
-				restore(entry->claim, &entry->state);
+				pending_restore(entry->claim, &entry->state);
 			pfree(entry);
 		}
 	}
 	else if (event == SUBXACT_EVENT_COMMIT_SUB)
-		release(level);
+		pending_release_savepoint(level);
 }
 
 /*
@@ -366,9 +376,9 @@ subtransaction_ends(SubXactEvent event, SubTransactionId mySubid pg_attribute_un
  * need wait no longer. Claims without a lease are waited for by their lock.
  */
 static void
-wake_waiters(void)
+pending_wake_waiters(void)
 {
-	for (PendingClaim *claim = newest; claim != NULL; claim = claim->older)
+	for (PendingClaim *claim = pending_newest; claim != NULL; claim = claim->older)
 		if (claim->state.leased && claim->state.status != PENDING_OPEN)
 			idem_wake_waiters(claim->id.hash);
 }
@@ -379,7 +389,7 @@ wake_waiters(void)
 bool
 idem_pending_left_open(void)
 {
-	return nopen > 0;
+	return pending_nopen > 0;
 }
 
 /*
@@ -389,12 +399,12 @@ void
 idem_pending_end(bool committed)
 {
 	if (committed)
-		wake_waiters();
-	reset();
+		pending_wake_waiters();
+	pending_reset();
 }
 
 void
 idem_pending_init(void)
 {
-	RegisterSubXactCallback(subtransaction_ends, NULL);
+	RegisterSubXactCallback(pending_subtransaction_ends, NULL);
 }

@@ -10,7 +10,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "rules.h"
 
 #include "access/htup_details.h"
 #include "executor/tuptable.h"
@@ -41,7 +41,7 @@ typedef struct PolicyRow
  * expire at once.
  */
 static int64
-duration_column(TupleTableSlot *slot, int column)
+policy_duration_column(TupleTableSlot *slot, int column)
 {
 	bool isnull;
 	Datum value = slot_getattr(slot, column + 1, &isnull);
@@ -50,17 +50,17 @@ duration_column(TupleTableSlot *slot, int column)
 }
 
 static void *
-read_row(TupleTableSlot *slot)
+policy_read_row(TupleTableSlot *slot)
 {
 	PolicyRow *row = palloc0(sizeof(PolicyRow));
 	bool isnull;
 	Datum value;
 
 	row->operation = DatumGetTextPCopy(slot_getattr(slot, POLICY_OPERATION + 1, &isnull));
-	row->policy.ttl = duration_column(slot, POLICY_TTL);
-	row->policy.failed_ttl = duration_column(slot, POLICY_FAILED_TTL);
-	row->policy.response_ttl = duration_column(slot, POLICY_RESPONSE_TTL);
-	row->policy.lease = duration_column(slot, POLICY_LEASE);
+	row->policy.ttl = policy_duration_column(slot, POLICY_TTL);
+	row->policy.failed_ttl = policy_duration_column(slot, POLICY_FAILED_TTL);
+	row->policy.response_ttl = policy_duration_column(slot, POLICY_RESPONSE_TTL);
+	row->policy.lease = policy_duration_column(slot, POLICY_LEASE);
 	value = slot_getattr(slot, POLICY_HOLD_IF_ABANDONED + 1, &isnull);
 	row->policy.hold_if_abandoned = !isnull && DatumGetBool(value);
 	value = slot_getattr(slot, POLICY_MAX_ATTEMPTS + 1, &isnull);
@@ -68,7 +68,7 @@ read_row(TupleTableSlot *slot)
 	return row;
 }
 
-static IdemConfig config = {.table = "policies", .read_row = read_row};
+static IdemConfig policies = {.table = "policies", .read_row = policy_read_row};
 
 /*
  * The rules for an operation: its policy, with the settings in the place of
@@ -82,8 +82,8 @@ idem_policy_for(const text *operation)
 	IdemPolicy policy = {0};
 	ListCell *cell;
 
-	idem_config_refresh(&config);
-	foreach (cell, config.rows)
+	idem_config_refresh(&policies);
+	foreach (cell, policies.rows)
 	{
 		PolicyRow *row = lfirst(cell);
 
@@ -107,7 +107,7 @@ idem_policy_for(const text *operation)
 }
 
 static text *
-operation_argument(FunctionCallInfo fcinfo)
+policy_operation_argument(FunctionCallInfo fcinfo)
 {
 	text *operation;
 
@@ -143,7 +143,7 @@ idempotency_set_policy(PG_FUNCTION_ARGS)
 		values[i] = PG_GETARG_DATUM(i);
 		nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
 	}
-	values[POLICY_OPERATION] = PointerGetDatum(operation_argument(fcinfo));
+	values[POLICY_OPERATION] = PointerGetDatum(policy_operation_argument(fcinfo));
 	for (int i = 0; i < (int) lengthof(durations); i++)
 	{
 		/* Stored as it is meant: so many microseconds. */
@@ -159,7 +159,7 @@ idempotency_set_policy(PG_FUNCTION_ARGS)
 				 errmsg("max_attempts must be greater than zero"),
 				 errhint("Leave it out for no limit.")));
 
-	idem_config_write(&config,
+	idem_config_write(&policies,
 					  "INSERT INTO idempotency.policies (operation, ttl, failed_ttl,"
 					  " response_ttl, lease, hold_if_abandoned, max_attempts)"
 					  " VALUES ($1, $2, $3, $4, $5, $6, $7)"
@@ -185,8 +185,8 @@ idempotency_drop_policy(PG_FUNCTION_ARGS)
 	Oid types[1] = {TEXTOID};
 
 	idem_require_writable("drop_policy");
-	values[0] = PointerGetDatum(operation_argument(fcinfo));
-	PG_RETURN_BOOL(idem_config_write(&config,
+	values[0] = PointerGetDatum(policy_operation_argument(fcinfo));
+	PG_RETURN_BOOL(idem_config_write(&policies,
 									 "DELETE FROM idempotency.policies AS p"
 									 " WHERE p.operation OPERATOR(pg_catalog.=) $1",
 									 1, types, values, NULL) > 0);

@@ -52,10 +52,14 @@ typedef struct Kind
 	const char *phrase;
 } Kind;
 
-static const Kind schema = {NamespaceRelationId, OBJECT_SCHEMA, ACL_USAGE, "USAGE ON SCHEMA"};
-static const Kind type = {TypeRelationId, OBJECT_TYPE, ACL_USAGE, "USAGE ON TYPE"};
-static const Kind table = {RelationRelationId, OBJECT_TABLE, ACL_SELECT, "SELECT ON TABLE"};
-static const Kind routine = {ProcedureRelationId, OBJECT_FUNCTION, ACL_EXECUTE, "EXECUTE ON ROUTINE"};
+static const Kind privilege_on_schema = {
+	NamespaceRelationId, OBJECT_SCHEMA, ACL_USAGE, "USAGE ON SCHEMA"};
+static const Kind privilege_on_type = {
+	TypeRelationId, OBJECT_TYPE, ACL_USAGE, "USAGE ON TYPE"};
+static const Kind privilege_on_table = {
+	RelationRelationId, OBJECT_TABLE, ACL_SELECT, "SELECT ON TABLE"};
+static const Kind privilege_on_routine = {
+	ProcedureRelationId, OBJECT_FUNCTION, ACL_EXECUTE, "EXECUTE ON ROUTINE"};
 
 typedef struct Privilege
 {
@@ -66,57 +70,58 @@ typedef struct Privilege
 } Privilege;
 
 static const Privilege privileges[] = {
-	{&schema, IDEM_SCHEMA_NAME, USAGE | OPERATOR | MONITOR, false},
+	{&privilege_on_schema, IDEM_SCHEMA_NAME, USAGE | OPERATOR | MONITOR, false},
 
-	{&type, "claim_result", USAGE, false},
-	{&type, "replay_result", USAGE | OPERATOR, false},
-	{&type, "lookup_result", USAGE | OPERATOR, false},
+	{&privilege_on_type, "claim_result", USAGE, false},
+	{&privilege_on_type, "replay_result", USAGE | OPERATOR, false},
+	{&privilege_on_type, "lookup_result", USAGE | OPERATOR, false},
 
-	{&routine, "claim", USAGE, true},
-	{&routine, "fail", USAGE, false},
-	{&routine, "record_failure", USAGE, false},
-	{&routine, "release", USAGE, false},
-	{&routine, "extend", USAGE, false},
-	{&routine, "checkpoint", USAGE, false},
-	{&routine, "hold", USAGE, false},
-	{&routine, "once", USAGE, false},
-	{&routine, "once_batch", USAGE, false},
-	{&routine, "run", USAGE, false},
-	{&routine, "claim_abandoned", USAGE, false},
-	{&routine, "fingerprint", USAGE, false},
-	{&routine, "fingerprint_bytes", USAGE, false},
-	{&routine, "content_key", USAGE, false},
-	{&routine, "effect_key", USAGE, false},
-	{&routine, "complete", USAGE | OPERATOR, false},
-	{&routine, "replay", USAGE | OPERATOR, false},
-	{&routine, "lookup", USAGE | OPERATOR, false},
+	{&privilege_on_routine, "claim", USAGE, true},
+	{&privilege_on_routine, "fail", USAGE, false},
+	{&privilege_on_routine, "record_failure", USAGE, false},
+	{&privilege_on_routine, "release", USAGE, false},
+	{&privilege_on_routine, "extend", USAGE, false},
+	{&privilege_on_routine, "checkpoint", USAGE, false},
+	{&privilege_on_routine, "hold", USAGE, false},
+	{&privilege_on_routine, "once", USAGE, false},
+	{&privilege_on_routine, "once_batch", USAGE, false},
+	{&privilege_on_routine, "run", USAGE, false},
+	{&privilege_on_routine, "claim_abandoned", USAGE, false},
+	{&privilege_on_routine, "fingerprint", USAGE, false},
+	{&privilege_on_routine, "fingerprint_bytes", USAGE, false},
+	{&privilege_on_routine, "content_key", USAGE, false},
+	{&privilege_on_routine, "effect_key", USAGE, false},
+	{&privilege_on_routine, "complete", USAGE | OPERATOR, false},
+	{&privilege_on_routine, "replay", USAGE | OPERATOR, false},
+	{&privilege_on_routine, "lookup", USAGE | OPERATOR, false},
 
-	{&routine, "resolve", OPERATOR, true},
-	{&routine, "forget", OPERATOR, false},
-	{&routine, "forget_scope", OPERATOR, false},
-	{&routine, "redact", OPERATOR, false},
-	{&routine, "redact_scope", OPERATOR, false},
-	{&routine, "import_completed", OPERATOR, false},
-	{&routine, "cleanup", OPERATOR, false},
-	{&routine, "maintain", OPERATOR, false},
-	{&routine, "request_cleanup", OPERATOR, false},
-	{&routine, "schedule_cleanup", OPERATOR, false},
-	{&routine, "unschedule_cleanup", OPERATOR, false},
-	{&routine, "set_policy", OPERATOR, false},
-	{&routine, "drop_policy", OPERATOR, false},
-	{&table, "idempotency_keys", OPERATOR, false},
-	{&table, "abandoned", OPERATOR, false},
+	{&privilege_on_routine, "resolve", OPERATOR, true},
+	{&privilege_on_routine, "forget", OPERATOR, false},
+	{&privilege_on_routine, "forget_scope", OPERATOR, false},
+	{&privilege_on_routine, "redact", OPERATOR, false},
+	{&privilege_on_routine, "redact_scope", OPERATOR, false},
+	{&privilege_on_routine, "import_completed", OPERATOR, false},
+	{&privilege_on_routine, "cleanup", OPERATOR, false},
+	{&privilege_on_routine, "maintain", OPERATOR, false},
+	{&privilege_on_routine, "request_cleanup", OPERATOR, false},
+	{&privilege_on_routine, "schedule_cleanup", OPERATOR, false},
+	{&privilege_on_routine, "unschedule_cleanup", OPERATOR, false},
+	{&privilege_on_routine, "set_policy", OPERATOR, false},
+	{&privilege_on_routine, "drop_policy", OPERATOR, false},
+	{&privilege_on_table, "idempotency_keys", OPERATOR, false},
+	{&privilege_on_table, "abandoned", OPERATOR, false},
 
-	{&table, "stats", MONITOR, true},
-	{&routine, "stats_data", MONITOR, false},
-	{&routine, "health", OPERATOR | MONITOR, false},
-	{&table, "policies", OPERATOR | MONITOR, false},
-	{&table, "cleanup_runs", OPERATOR | MONITOR, false},
-	{&table, "keys_by_operation", OPERATOR | MONITOR, false},
-	{&table, "keys_by_scope", OPERATOR | MONITOR, false},
+	{&privilege_on_table, "stats", MONITOR, true},
+	{&privilege_on_routine, "stats_data", MONITOR, false},
+	{&privilege_on_routine, "health", OPERATOR | MONITOR, false},
+	{&privilege_on_table, "policies", OPERATOR | MONITOR, false},
+	{&privilege_on_table, "cleanup_runs", OPERATOR | MONITOR, false},
+	{&privilege_on_table, "keys_by_operation", OPERATOR | MONITOR, false},
+	{&privilege_on_table, "keys_by_scope", OPERATOR | MONITOR, false},
+	{&privilege_on_routine, "key_standing", OPERATOR | MONITOR, false},
 
-	{&table, "effective_policies", USAGE | OPERATOR | MONITOR, false},
-	{&routine, "default_policy", USAGE | OPERATOR | MONITOR, false},
+	{&privilege_on_table, "effective_policies", USAGE | OPERATOR | MONITOR, false},
+	{&privilege_on_routine, "default_policy", USAGE | OPERATOR | MONITOR, false},
 };
 
 /* How one privilege stands, between a role and the one who calls. */
@@ -130,21 +135,22 @@ typedef struct Standing
 } Standing;
 
 static Oid
-find_object(const Privilege *privilege)
+privilege_find_object(const Privilege *privilege)
 {
 	Oid namespace = get_namespace_oid(IDEM_SCHEMA_NAME, false);
 	ObjectWithArgs *function;
 
-	if (privilege->kind == &schema)
+	if (privilege->kind == &privilege_on_schema)
 		return namespace;
-	if (privilege->kind == &type)
+	if (privilege->kind == &privilege_on_type)
 		return GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
 							   CStringGetDatum(privilege->name),
 							   ObjectIdGetDatum(namespace));
-	if (privilege->kind == &table)
+	if (privilege->kind == &privilege_on_table)
 		return get_relname_relid(privilege->name, namespace);
 	function = makeNode(ObjectWithArgs);
-	function->objname = list_make2(makeString(IDEM_SCHEMA_NAME), makeString(pstrdup(privilege->name)));
+	function->objname = list_make2(makeString(IDEM_SCHEMA_NAME),
+								   makeString(pstrdup(privilege->name)));
 	function->args_unspecified = true;
 	return LookupFuncWithArgs(OBJECT_ROUTINE, function, true);
 }
@@ -154,10 +160,10 @@ find_object(const Privilege *privilege)
  * owner's role act for the owner.
  */
 static Standing
-look(const Privilege *privilege, Oid role)
+privilege_look(const Privilege *privilege, Oid role)
 {
 	const Kind *kind = privilege->kind;
-	Oid object = find_object(privilege);
+	Oid object = privilege_find_object(privilege);
 	int cache = get_object_catcache_oid(kind->catalog);
 	Standing standing = {0};
 	HeapTuple tuple;
@@ -172,7 +178,8 @@ look(const Privilege *privilege, Oid role)
 	tuple = SearchSysCache1(cache, ObjectIdGetDatum(object));
 	if (!HeapTupleIsValid(tuple))
 		return standing;
-	owner = DatumGetObjectId(SysCacheGetAttr(cache, tuple, get_object_attnum_owner(kind->catalog), &isnull));
+	value = SysCacheGetAttr(cache, tuple, get_object_attnum_owner(kind->catalog), &isnull);
+	owner = DatumGetObjectId(value);
 	value = SysCacheGetAttr(cache, tuple, get_object_attnum_acl(kind->catalog), &isnull);
 	acl = isnull ? acldefault(kind->type, owner) : DatumGetAclPCopy(value);
 	ReleaseSysCache(tuple);
@@ -199,27 +206,32 @@ look(const Privilege *privilege, Oid role)
  * where the caller has the privilege without the right to pass it on.
  */
 static void
-require_grantable(const Privilege *privilege, const Standing *standing, const char *function)
+privilege_require_grantable(const Privilege *privilege, const Standing *standing,
+							const char *function)
 {
 	if (!standing->grantable)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for %s()", function),
-				 errdetail("The right to grant %s %s is missing.", privilege->kind->phrase, privilege->name),
-				 errhint("It takes a superuser, the owner of the extension's objects, or the grant option for all that belongs to it.")));
+				 errdetail("The right to grant %s %s is"
+						   " missing.",
+						   privilege->kind->phrase, privilege->name),
+				 errhint("It takes a superuser, the owner of the extension's objects,"
+						 " or the grant option for all that belongs to it.")));
 }
 
 /*
  * Executes "GRANT ... TO" or "REVOKE ... FROM". Connected to SPI.
  */
 static void
-execute(const char *verb, const Privilege *privilege, const char *preposition, const char *role)
+privilege_execute(const char *verb, const Privilege *privilege, const char *preposition,
+				  const char *role)
 {
 	StringInfoData sql;
 
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "%s %s %s%s %s %s", verb, privilege->kind->phrase,
-					 privilege->kind == &schema ? "" : IDEM_SCHEMA_NAME ".",
+					 privilege->kind == &privilege_on_schema ? "" : IDEM_SCHEMA_NAME ".",
 					 privilege->name, preposition, quote_identifier(role));
 	if (SPI_execute(sql.data, false, 0) != SPI_OK_UTILITY)
 		elog(ERROR, "could not execute %s", verb);
@@ -233,7 +245,7 @@ execute(const char *verb, const Privilege *privilege, const char *preposition, c
  * 25006 read-only.
  */
 static Datum
-hand_out(FunctionCallInfo fcinfo, const char *function, Bundle bundle)
+privileges_hand_out(FunctionCallInfo fcinfo, const char *function, Bundle bundle)
 {
 	Oid role;
 	char *name;
@@ -250,11 +262,11 @@ hand_out(FunctionCallInfo fcinfo, const char *function, Bundle bundle)
 
 		if ((privilege->bundles & bundle) == 0)
 			continue;
-		standing = look(privilege, role);
+		standing = privilege_look(privilege, role);
 		if (!standing.exists)
 			continue;
-		require_grantable(privilege, &standing, function);
-		execute("GRANT", privilege, "TO", name);
+		privilege_require_grantable(privilege, &standing, function);
+		privilege_execute("GRANT", privilege, "TO", name);
 	}
 	SPI_finish();
 	PG_RETURN_BOOL(true);
@@ -264,7 +276,7 @@ hand_out(FunctionCallInfo fcinfo, const char *function, Bundle bundle)
  * Which bundles a role was granted by name, by anybody.
  */
 static int
-bundles_of(Oid role)
+privileges_bundles_of(Oid role)
 {
 	int bundles = 0;
 
@@ -274,7 +286,7 @@ bundles_of(Oid role)
 
 		if (!privileges[i].mark)
 			continue;
-		standing = look(&privileges[i], role);
+		standing = privilege_look(&privileges[i], role);
 		if (standing.granted || OidIsValid(standing.other))
 			bundles |= privileges[i].bundles;
 	}
@@ -295,7 +307,7 @@ bundles_of(Oid role)
  * on; 25006 read-only.
  */
 static Datum
-take_back(FunctionCallInfo fcinfo, const char *function, Bundle bundle)
+privileges_take_back(FunctionCallInfo fcinfo, const char *function, Bundle bundle)
 {
 	const Privilege *left = NULL;
 	Oid left_by = InvalidOid;
@@ -307,7 +319,7 @@ take_back(FunctionCallInfo fcinfo, const char *function, Bundle bundle)
 	idem_require_writable(function);
 	role = idem_role_argument(fcinfo);
 	name = idem_role_name(role);
-	others = bundles_of(role) & ~bundle;
+	others = privileges_bundles_of(role) & ~bundle;
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	for (int i = 0; i < (int) lengthof(privileges); i++)
@@ -317,15 +329,15 @@ take_back(FunctionCallInfo fcinfo, const char *function, Bundle bundle)
 
 		if ((privilege->bundles & bundle) == 0)
 			continue;
-		standing = look(privilege, role);
+		standing = privilege_look(privilege, role);
 		if (!standing.exists)
 			continue;
-		require_grantable(privilege, &standing, function);
+		privilege_require_grantable(privilege, &standing, function);
 		if ((privilege->bundles & others) != 0 || standing.owned)
 			continue;
 		if (standing.granted)
 		{
-			execute("REVOKE", privilege, "FROM", name);
+			privilege_execute("REVOKE", privilege, "FROM", name);
 			taken = true;
 		}
 		if (OidIsValid(standing.other))
@@ -336,7 +348,8 @@ take_back(FunctionCallInfo fcinfo, const char *function, Bundle bundle)
 	}
 	if (left != NULL)
 		ereport(taken ? WARNING : ERROR,
-				(errcode(taken ? ERRCODE_WARNING_PRIVILEGE_NOT_REVOKED : ERRCODE_INSUFFICIENT_PRIVILEGE),
+				(errcode(taken ? ERRCODE_WARNING_PRIVILEGE_NOT_REVOKED
+							   : ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("role \"%s\" keeps privileges that others have granted", name),
 				 errdetail("For example, %s %s was granted by role \"%s\".", left->kind->phrase,
 						   left->name, GetUserNameFromId(left_by, false)),
@@ -349,40 +362,40 @@ PG_FUNCTION_INFO_V1(idempotency_grant_usage);
 Datum
 idempotency_grant_usage(PG_FUNCTION_ARGS)
 {
-	return hand_out(fcinfo, "grant_usage", USAGE);
+	return privileges_hand_out(fcinfo, "grant_usage", USAGE);
 }
 
 PG_FUNCTION_INFO_V1(idempotency_grant_operator);
 Datum
 idempotency_grant_operator(PG_FUNCTION_ARGS)
 {
-	return hand_out(fcinfo, "grant_operator", OPERATOR);
+	return privileges_hand_out(fcinfo, "grant_operator", OPERATOR);
 }
 
 PG_FUNCTION_INFO_V1(idempotency_grant_monitor);
 Datum
 idempotency_grant_monitor(PG_FUNCTION_ARGS)
 {
-	return hand_out(fcinfo, "grant_monitor", MONITOR);
+	return privileges_hand_out(fcinfo, "grant_monitor", MONITOR);
 }
 
 PG_FUNCTION_INFO_V1(idempotency_revoke_usage);
 Datum
 idempotency_revoke_usage(PG_FUNCTION_ARGS)
 {
-	return take_back(fcinfo, "revoke_usage", USAGE);
+	return privileges_take_back(fcinfo, "revoke_usage", USAGE);
 }
 
 PG_FUNCTION_INFO_V1(idempotency_revoke_operator);
 Datum
 idempotency_revoke_operator(PG_FUNCTION_ARGS)
 {
-	return take_back(fcinfo, "revoke_operator", OPERATOR);
+	return privileges_take_back(fcinfo, "revoke_operator", OPERATOR);
 }
 
 PG_FUNCTION_INFO_V1(idempotency_revoke_monitor);
 Datum
 idempotency_revoke_monitor(PG_FUNCTION_ARGS)
 {
-	return take_back(fcinfo, "revoke_monitor", MONITOR);
+	return privileges_take_back(fcinfo, "revoke_monitor", MONITOR);
 }

@@ -9,7 +9,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "rows.h"
+#include "rules.h"
 
 #include "access/table.h"
 #include "funcapi.h"
@@ -23,29 +24,24 @@
  * Finds a key that is alive. Errors: 22004, 22001, 22023 arguments.
  */
 static bool
-find_live(FunctionCallInfo fcinfo, bool with_response, KeyRow *row)
+replay_find_live(FunctionCallInfo fcinfo, bool with_response, KeyRow *row)
 {
 	KeyIdentity id;
 
 	/* No lock is taken, so the key needs no hash. */
-	idem_identity_unbound(&id, fcinfo);
+	idem_identity_argument(&id, fcinfo);
 	idem_binding_check(id.scope);
 	return idem_keys_find(&id, KEYS_SNAPSHOT, with_response, row, NULL) &&
-		!idem_keys_expired(row, GetCurrentTimestamp());
+		idem_state_of(row, GetCurrentTimestamp()) != STANDING_EXPIRED;
 }
 
 /*
  * Returns one row, made of the first so many columns that the type has.
  */
 static void
-return_row(ReturnSetInfo *result, Datum *values, bool *isnull, int ncolumns)
+replay_return_row(ReturnSetInfo *result, Datum *values, bool *isnull, int ncolumns)
 {
-	if (result->setDesc->natts > ncolumns)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the library of extension \"%s\" is older than its SQL objects",
-						IDEM_EXTENSION_NAME),
-				 errhint("Install the current library and reconnect.")));
+	idem_check_result_columns(result->setDesc->natts, ncolumns);
 	tuplestore_putvalues(result->setResult, result->setDesc, values, isnull);
 }
 
@@ -65,17 +61,17 @@ idempotency_replay(PG_FUNCTION_ARGS)
 	KeyRow row;
 
 	InitMaterializedSRF(fcinfo, 0);
-	if (!find_live(fcinfo, true, &row) || row.status != KEY_COMPLETED)
+	if (!replay_find_live(fcinfo, true, &row) || row.status != KEY_COMPLETED)
 		return (Datum) 0;
-	idem_report_if_redacted(&row);
+	idem_state_check_response(&row);
 
 	for (int i = 0; i < (int) lengthof(columns); i++)
 	{
 		values[i] = row.values[columns[i]];
 		isnull[i] = row.isnull[columns[i]];
 	}
-	return_row((ReturnSetInfo *) fcinfo->resultinfo, values, isnull,
-			   lengthof(columns));
+	replay_return_row((ReturnSetInfo *) fcinfo->resultinfo, values, isnull,
+					  lengthof(columns));
 	return (Datum) 0;
 }
 
@@ -87,13 +83,13 @@ PG_FUNCTION_INFO_V1(idempotency_lookup);
  * have the token.
  */
 static bool
-may_see_owner(void)
+replay_may_see_owner(void)
 {
 	Relation table = idem_table_open(AccessShareLock);
-	bool result = pg_class_aclcheck(RelationGetRelid(table), GetUserId(), ACL_SELECT) == ACLCHECK_OK;
+	AclResult result = pg_class_aclcheck(RelationGetRelid(table), GetUserId(), ACL_SELECT);
 
 	table_close(table, NoLock);
-	return result;
+	return result == ACLCHECK_OK;
 }
 
 /*
@@ -117,14 +113,14 @@ idempotency_lookup(PG_FUNCTION_ARGS)
 	KeyRow row;
 
 	InitMaterializedSRF(fcinfo, 0);
-	if (!find_live(fcinfo, true, &row))
+	if (!replay_find_live(fcinfo, true, &row))
 		return (Datum) 0;
-	if (!may_see_owner())
+	if (!replay_may_see_owner())
 	{
 		KeyRowSetNull(&row, KEY_TOKEN);
 		KeyRowSetNull(&row, KEY_CLAIM_ID);
 	}
-	if (idem_keys_response_gone(&row, now))
+	if (idem_state_response_gone(&row, now))
 	{
 		KeyRowSetNull(&row, KEY_RESPONSE_HEADERS);
 		KeyRowSetNull(&row, KEY_RESPONSE_BODY);
@@ -139,16 +135,16 @@ idempotency_lookup(PG_FUNCTION_ARGS)
 	{
 		if (columns[i] == KEY_NCOLUMNS)
 		{
-			values[i] = BoolGetDatum(idem_keys_lapsed(&row, now));
+			values[i] = BoolGetDatum(idem_state_lapsed(&row, now));
 			isnull[i] = false;
 			continue;
 		}
 		values[i] = row.values[columns[i]];
 		isnull[i] = row.isnull[columns[i]];
 	}
-	if (idem_keys_held(&row, now))
-		values[0] = CStringGetTextDatum(idem_keys_status_name(KEY_HELD));
-	return_row((ReturnSetInfo *) fcinfo->resultinfo, values, isnull,
-			   lengthof(columns));
+	if (idem_state_of(&row, now) == STANDING_HELD)
+		values[0] = CStringGetTextDatum(idem_state_name(KEY_HELD));
+	replay_return_row((ReturnSetInfo *) fcinfo->resultinfo, values, isnull,
+					  lengthof(columns));
 	return (Datum) 0;
 }

@@ -6,17 +6,19 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "claims.h"
+#include "rules.h"
 
 #include "utils/builtins.h"
 
 pg_noreturn static void
-report_decision(void)
+resolve_report_decision(void)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("decision must be 'retry' or 'forget'"),
-			 errhint("If the result is known, complete() the key with its token instead; lookup() shows it.")));
+			 errhint("If the result is known, complete() the key with its token instead;"
+					 " lookup() shows it.")));
 }
 
 PG_FUNCTION_INFO_V1(idempotency_resolve);
@@ -42,18 +44,18 @@ idempotency_resolve(PG_FUNCTION_ARGS)
 
 	idem_require_writable("resolve");
 	if (PG_ARGISNULL(3))
-		report_decision();
+		resolve_report_decision();
 	decision = text_to_cstring(PG_GETARG_TEXT_PP(3));
 	retry = strcmp(decision, "retry") == 0;
 	if (!retry && strcmp(decision, "forget") != 0)
-		report_decision();
+		resolve_report_decision();
 	note = idem_text_argument(fcinfo, 4, "note");
-	idem_identity(&id, fcinfo);
+	idem_lock_identity(&id, fcinfo);
 
 	pending = idem_owner_lock(&id);
 	now = GetCurrentTimestamp();
 	if (!idem_keys_find(&id, KEYS_NOW, false, &old, NULL) ||
-		!(idem_keys_held(&old, now) || idem_keys_lapsed(&old, now)))
+		!(idem_state_of(&old, now) == STANDING_HELD || idem_state_lapsed(&old, now)))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the key is neither held nor abandoned"),
@@ -63,7 +65,7 @@ idempotency_resolve(PG_FUNCTION_ARGS)
 	{
 		KeyRow row = old;
 
-		idem_keys_set_failed(&row, 0, idem_policy_for(id.operation).failed_ttl);
+		idem_state_fail(&row, now, 0, idem_policy_for(id.operation).failed_ttl);
 		if (note != NULL)
 			KeyRowSet(&row, KEY_NOTE, PointerGetDatum(note));
 		if (!idem_keys_update(&row, &old))
@@ -101,10 +103,10 @@ idempotency_import_completed(PG_FUNCTION_ARGS)
 	PendingClaim *pending;
 
 	idem_require_writable("import_completed");
-	idem_identity(&id, fcinfo);
+	idem_lock_identity(&id, fcinfo);
 	idem_response_read(&response, fcinfo, 3);
 	fingerprint = idem_fingerprint_argument(fcinfo, 10, 11);
-	idem_keys_init_row(&row, &id);
+	idem_state_init(&row, &id);
 	row.status = KEY_COMPLETED;
 	KeyRowSet(&row, KEY_ATTEMPT, Int32GetDatum(1));
 	idem_response_put(&response, &row);
@@ -114,14 +116,21 @@ idempotency_import_completed(PG_FUNCTION_ARGS)
 		if (!PG_ARGISNULL(7 + i))
 			KeyRowSet(&row, times[i], PG_GETARG_DATUM(7 + i));
 	if (row.isnull[KEY_COMPLETED_AT])
-		KeyRowSet(&row, KEY_COMPLETED_AT,
-				  row.isnull[KEY_CREATED_AT] ? TimestampTzGetDatum(now) : row.values[KEY_CREATED_AT]);
+	{
+		if (row.isnull[KEY_CREATED_AT])
+			KeyRowSet(&row, KEY_COMPLETED_AT, TimestampTzGetDatum(now));
+		else
+			KeyRowSet(&row, KEY_COMPLETED_AT, row.values[KEY_CREATED_AT]);
+	}
 	if (row.isnull[KEY_CREATED_AT])
 		KeyRowSet(&row, KEY_CREATED_AT, row.values[KEY_COMPLETED_AT]);
 	if (row.isnull[KEY_EXPIRES_AT])
-		KeyRowSet(&row, KEY_EXPIRES_AT,
-				  TimestampTzGetDatum(idem_time_after(KeyRowTime(&row, KEY_CREATED_AT),
-													  idem_policy_for(id.operation).ttl, "expires_at")));
+	{
+		TimestampTz expires_at = idem_time_after(KeyRowTime(&row, KEY_CREATED_AT),
+												 idem_policy_for(id.operation).ttl, "expires_at");
+
+		KeyRowSet(&row, KEY_EXPIRES_AT, TimestampTzGetDatum(expires_at));
+	}
 
 	if (!IS_VALID_TIMESTAMP(KeyRowTime(&row, KEY_CREATED_AT)) ||
 		!IS_VALID_TIMESTAMP(KeyRowTime(&row, KEY_COMPLETED_AT)) ||
@@ -134,7 +143,8 @@ idempotency_import_completed(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("created_at, completed_at and expires_at do not fit together"),
-				 errhint("The key was created, then completed, not later than now, and expires within \"idempotency.max_ttl\".")));
+				 errhint("The key was created, then completed, not later than now,"
+						 " and expires within \"idempotency.max_ttl\".")));
 	if (KeyRowTime(&row, KEY_EXPIRES_AT) <= now)
 		PG_RETURN_BOOL(false);
 
@@ -142,7 +152,8 @@ idempotency_import_completed(PG_FUNCTION_ARGS)
 	pending = idem_pending_find(&id);
 	if (pending != NULL && idem_pending_state(pending)->status == PENDING_OPEN)
 		PG_RETURN_BOOL(false);
-	if (!idem_keys_find(&id, KEYS_NOW, false, &old, NULL) || !idem_keys_expired(&old, now))
+	if (!idem_keys_find(&id, KEYS_NOW, false, &old, NULL) ||
+		idem_state_of(&old, now) != STANDING_EXPIRED)
 		PG_RETURN_BOOL(idem_keys_insert_if_absent(&row));
 
 	/* What has expired is not known; its token must be outdated all the same. */

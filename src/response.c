@@ -11,7 +11,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "rows.h"
 
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
@@ -31,11 +31,13 @@ void
 idem_response_set(IdemResponse *response, IdemResponsePart part, Datum value)
 {
 	response->isnull[part] = false;
-	response->values[part] = part == IDEM_RESPONSE_STATUS ? value : PointerGetDatum(PG_DETOAST_DATUM_PACKED(value));
+	response->values[part] = value;
+	if (part != IDEM_RESPONSE_STATUS)
+		response->values[part] = PointerGetDatum(PG_DETOAST_DATUM_PACKED(value));
 }
 
 static bool
-is_header_name(const JsonbValue *value)
+response_is_header_name(const JsonbValue *value)
 {
 	if (value->type != jbvString || value->val.string.len == 0)
 		return false;
@@ -53,7 +55,7 @@ is_header_name(const JsonbValue *value)
  * A line break in a value would begin another header, or the body.
  */
 static bool
-is_header_value(const JsonbValue *value)
+response_is_header_value(const JsonbValue *value)
 {
 	if (value->type == jbvNumeric)
 		return true;
@@ -68,7 +70,7 @@ is_header_value(const JsonbValue *value)
  * number.
  */
 static bool
-are_headers(Jsonb *headers)
+response_are_headers(Jsonb *headers)
 {
 	JsonbIterator *walk;
 	JsonbIteratorToken token;
@@ -94,14 +96,16 @@ are_headers(Jsonb *headers)
 				position = 0;
 				break;
 			case WJB_KEY:
-				good = is_header_name(&value);
+				good = response_is_header_name(&value);
 				break;
 			case WJB_VALUE:
-				good = is_header_value(&value);
+				good = response_is_header_value(&value);
 				break;
 			case WJB_ELEM:
-				good = depth == 2 &&
-					(pairs && position == 0 ? is_header_name(&value) : is_header_value(&value));
+				if (pairs && position == 0)
+					good = depth == 2 && response_is_header_name(&value);
+				else
+					good = depth == 2 && response_is_header_value(&value);
 				position++;
 				break;
 			case WJB_END_ARRAY:
@@ -149,14 +153,17 @@ idem_response_check(const IdemResponse *response)
 				 errdetail("It has %lld bytes, and at most %lld are allowed.",
 						   (long long) size,
 						   (long long) idem_max_response_size * 1024),
-				 errhint("Nothing was recorded: complete without the body, or raise \"idempotency.max_response_size\".")));
+				 errhint("Nothing was recorded: complete without the body,"
+						 " or raise \"idempotency.max_response_size\".")));
 
 	if (!response->isnull[IDEM_RESPONSE_HEADERS] &&
-		!are_headers(DatumGetJsonbP(response->values[IDEM_RESPONSE_HEADERS])))
+		!response_are_headers(DatumGetJsonbP(response->values[IDEM_RESPONSE_HEADERS])))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("response_headers are not headers"),
-				 errhint("Give an object such as {\"Location\": \"/orders/7\"}, whose values may be arrays, or an array of [name, value] pairs; values are strings without line breaks, or numbers.")));
+				 errhint("Give an object such as {\"Location\": \"/orders/7\"}, whose values may"
+						 " be arrays, or an array of [name, value] pairs;"
+						 " values are strings without line breaks, or numbers.")));
 }
 
 /*
@@ -176,7 +183,7 @@ idem_response_read(IdemResponse *response, FunctionCallInfo fcinfo, int argno)
 }
 
 static bool
-same_bytes(Datum a, Datum b)
+response_same_bytes(Datum a, Datum b)
 {
 	struct varlena *x = PG_DETOAST_DATUM_PACKED(a);
 	struct varlena *y = PG_DETOAST_DATUM_PACKED(b);
@@ -206,7 +213,7 @@ idem_response_same(const IdemResponse *response, const KeyRow *row)
 		else if (i == IDEM_RESPONSE_HEADERS)
 			same = DatumGetBool(DirectFunctionCall2(jsonb_eq, given, stored));
 		else
-			same = same_bytes(given, stored);
+			same = response_same_bytes(given, stored);
 		if (!same)
 			return false;
 	}

@@ -6,13 +6,15 @@
  *
  * The command is the caller's own: it runs with the caller's rights, search
  * path and security context. Nothing of ours is in force while it does, since
- * statements.c becomes the tables' owner only for the length of its own statements.
+ * plans.c becomes the tables' owner only for the length of its own statements.
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "claims.h"
+#include "rules.h"
 
 #include "catalog/pg_type.h"
+#include "executor/spi.h"
 #include "funcapi.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -26,7 +28,7 @@
  * Errors: 21000 several rows; any that the command raises.
  */
 static text *
-execute_command(const char *command, Datum args, bool args_null)
+run_command(const char *command, Datum args, bool args_null)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	Oid types[1] = {JSONBOID};
@@ -47,7 +49,7 @@ execute_command(const char *command, Datum args, bool args_null)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("the command cannot be executed in a function"),
-				 errdetail("%s", SPI_result_code_string(result)),
+				 errdetail("Its result is %s.", SPI_result_code_string(result)),
 				 errhint("Give one SQL statement that does not control transactions.")));
 
 	if (SPI_tuptable != NULL && SPI_processed > 1)
@@ -104,10 +106,10 @@ idempotency_run(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("command must not be null"),
 				 errhint("Give one SQL statement, in which $1 is args.")));
-	idem_identity(&request.id, fcinfo);
+	idem_lock_identity(&request.id, fcinfo);
 	policy = idem_policy_for(request.id.operation);
-	request.fingerprint = idem_fingerprint_argument(fcinfo, 5, 10);
-	request.ttl = idem_duration(fcinfo, 6, "ttl", 1, IDEM_MAX_TTL_US, policy.ttl);
+	request.claim.fingerprint = idem_fingerprint_argument(fcinfo, 5, 10);
+	request.claim.ttl = idem_duration(fcinfo, 6, "ttl", 1, IDEM_MAX_TTL_US, policy.ttl);
 	request.wait = idem_claim_wait_argument(fcinfo, 7, 0);
 	if (!PG_ARGISNULL(8))
 		idem_response_set(&response, IDEM_RESPONSE_STATUS, PG_GETARG_DATUM(8));
@@ -117,12 +119,12 @@ idempotency_run(PG_FUNCTION_ARGS)
 
 	idem_claim_answer(&request, &answer);
 	if (answer.outcome == CLAIM_REPLAY)
-		idem_report_if_redacted(&answer.row);
+		idem_state_check_response(&answer.row);
 	if (answer.outcome != CLAIM_CLAIMED)
 		PG_RETURN_DATUM(idem_claim_result(fcinfo, &answer, answer.outcome == CLAIM_REPLAY));
 
-	body = execute_command(text_to_cstring(PG_GETARG_TEXT_PP(3)),
-						   PG_GETARG_DATUM(4), PG_ARGISNULL(4));
+	body = run_command(text_to_cstring(PG_GETARG_TEXT_PP(3)),
+					   PG_GETARG_DATUM(4), PG_ARGISNULL(4));
 	if (body != NULL)
 	{
 		idem_response_set(&response, IDEM_RESPONSE_BODY, PointerGetDatum(body));

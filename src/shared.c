@@ -10,7 +10,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "server.h"
 
 #include "miscadmin.h"
 #include "storage/ipc.h"
@@ -19,36 +19,36 @@
 
 IdemShared *idem_shared = NULL;
 
-static shmem_request_hook_type previous_request_hook = NULL;
-static shmem_startup_hook_type previous_startup_hook = NULL;
+static shmem_request_hook_type shared_previous_request_hook = NULL;
+static shmem_startup_hook_type shared_previous_startup_hook = NULL;
 
 static Size
-size(void)
+shared_size(void)
 {
 	return add_size(offsetof(IdemShared, waiters), mul_size(MaxBackends, sizeof(IdemWaiter)));
 }
 
 static void
-request(void)
+shared_request(void)
 {
-	if (previous_request_hook)
-		previous_request_hook();
-	RequestAddinShmemSpace(MAXALIGN(size()));
+	if (shared_previous_request_hook)
+		shared_previous_request_hook();
+	RequestAddinShmemSpace(MAXALIGN(shared_size()));
 	RequestNamedLWLockTranche(IDEM_EXTENSION_NAME, 1);
 }
 
 static void
-startup(void)
+shared_startup(void)
 {
 	bool found;
 
-	if (previous_startup_hook)
-		previous_startup_hook();
+	if (shared_previous_startup_hook)
+		shared_previous_startup_hook();
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	idem_shared = ShmemInitStruct(IDEM_EXTENSION_NAME, size(), &found);
+	idem_shared = ShmemInitStruct(IDEM_EXTENSION_NAME, shared_size(), &found);
 	if (!found)
 	{
-		memset(idem_shared, 0, size());
+		memset(idem_shared, 0, shared_size());
 		idem_shared->lock = &GetNamedLWLockTranche(IDEM_EXTENSION_NAME)->lock;
 		for (int i = 0; i < IDEM_MAX_DATABASES; i++)
 			for (int j = 0; j < IDEM_NCOUNTERS; j++)
@@ -60,19 +60,20 @@ startup(void)
 }
 
 /*
- * Refuses to go on without shared memory. "what" begins the message.
+ * Refuses to go on without shared memory.
  *
  * Errors: 55000.
  */
 void
-idem_require_shared(const char *what)
+idem_require_shared(void)
 {
 	if (idem_shared == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("%s not available because the library is not preloaded", what),
-				 errhint("Add \"%s\" to \"shared_preload_libraries\" and restart the server.",
-						 IDEM_EXTENSION_NAME)));
+				 errmsg("\"%s\" must be loaded via \"shared_preload_libraries\"",
+						IDEM_EXTENSION_NAME),
+				 errhint("Add it there and restart the server:"
+						 " statistics and the background worker need shared memory.")));
 }
 
 void
@@ -80,8 +81,8 @@ idem_shared_init(void)
 {
 	if (!process_shared_preload_libraries_in_progress)
 		return;
-	previous_request_hook = shmem_request_hook;
-	shmem_request_hook = request;
-	previous_startup_hook = shmem_startup_hook;
-	shmem_startup_hook = startup;
+	shared_previous_request_hook = shmem_request_hook;
+	shmem_request_hook = shared_request;
+	shared_previous_startup_hook = shmem_startup_hook;
+	shmem_startup_hook = shared_startup;
 }

@@ -18,13 +18,13 @@
 #include "siphash.h"
 
 static inline uint64
-rotate(uint64 value, int bits)
+siphash_rotate(uint64 value, int bits)
 {
 	return (value << bits) | (value >> (64 - bits));
 }
 
 static inline uint64
-little_endian(const unsigned char *bytes)
+siphash_little_endian(const unsigned char *bytes)
 {
 	uint64 value = 0;
 
@@ -34,28 +34,28 @@ little_endian(const unsigned char *bytes)
 }
 
 static inline void
-mix(uint64 *v, int rounds)
+siphash_mix(uint64 *v, int rounds)
 {
 	while (rounds-- > 0)
 	{
 		v[0] += v[1];
 		v[2] += v[3];
-		v[1] = rotate(v[1], 13) ^ v[0];
-		v[3] = rotate(v[3], 16) ^ v[2];
-		v[0] = rotate(v[0], 32);
+		v[1] = siphash_rotate(v[1], 13) ^ v[0];
+		v[3] = siphash_rotate(v[3], 16) ^ v[2];
+		v[0] = siphash_rotate(v[0], 32);
 		v[2] += v[1];
 		v[0] += v[3];
-		v[1] = rotate(v[1], 17) ^ v[2];
-		v[3] = rotate(v[3], 21) ^ v[0];
-		v[2] = rotate(v[2], 32);
+		v[1] = siphash_rotate(v[1], 17) ^ v[2];
+		v[3] = siphash_rotate(v[3], 21) ^ v[0];
+		v[2] = siphash_rotate(v[2], 32);
 	}
 }
 
 uint64
 siphash(const unsigned char *key, const unsigned char *data, Size len)
 {
-	uint64 k0 = little_endian(key);
-	uint64 k1 = little_endian(key + 8);
+	uint64 k0 = siphash_little_endian(key);
+	uint64 k1 = siphash_little_endian(key + 8);
 	uint64 v[4] = {
 		k0 ^ UINT64CONST(0x736f6d6570736575),
 		k1 ^ UINT64CONST(0x646f72616e646f6d),
@@ -67,19 +67,19 @@ siphash(const unsigned char *key, const unsigned char *data, Size len)
 
 	for (Size left = len; left >= 8; left -= 8, data += 8)
 	{
-		word = little_endian(data);
+		word = siphash_little_endian(data);
 		v[3] ^= word;
-		mix(v, 2);
+		siphash_mix(v, 2);
 		v[0] ^= word;
 	}
 	memcpy(last, data, len % 8);
 	last[7] = (unsigned char) len;
-	word = little_endian(last);
+	word = siphash_little_endian(last);
 	v[3] ^= word;
-	mix(v, 2);
+	siphash_mix(v, 2);
 	v[0] ^= word;
 
 	v[2] ^= 0xff;
-	mix(v, 4);
+	siphash_mix(v, 4);
 	return v[0] ^ v[1] ^ v[2] ^ v[3];
 }

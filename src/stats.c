@@ -10,7 +10,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "server.h"
 
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -19,7 +19,7 @@
 #include "utils/tuplestore.h"
 
 /* Where this backend counts. */
-static IdemDatabase *own = NULL;
+static IdemDatabase *stats_own = NULL;
 
 /*
  * The entry of a database, made if need be; NULL if there is no room. Entries
@@ -49,7 +49,7 @@ idem_stats_database(Oid database)
 }
 
 static void
-clear(IdemDatabase *entry)
+stats_clear(IdemDatabase *entry)
 {
 	for (int i = 0; i < IDEM_NCOUNTERS; i++)
 		pg_atomic_write_u64(&entry->counters[i], 0);
@@ -76,7 +76,7 @@ idem_stats_forget_dropped(bool (*exists)(Oid database))
 			continue;
 
 		LWLockAcquire(idem_shared->lock, LW_EXCLUSIVE);
-		clear(entry);
+		stats_clear(entry);
 		MemSet(&entry->cleanup, 0, sizeof(entry->cleanup));
 		entry->database = InvalidOid;
 		LWLockRelease(idem_shared->lock);
@@ -91,10 +91,10 @@ idem_stats_count(IdemCounter counter, uint64 number)
 {
 	if (idem_shared == NULL || !idem_track || number == 0)
 		return;
-	if (own == NULL)
-		own = idem_stats_database(MyDatabaseId);
-	if (own != NULL)
-		pg_atomic_fetch_add_u64(&own->counters[counter], number);
+	if (stats_own == NULL)
+		stats_own = idem_stats_database(MyDatabaseId);
+	if (stats_own != NULL)
+		pg_atomic_fetch_add_u64(&stats_own->counters[counter], number);
 }
 
 /*
@@ -143,7 +143,7 @@ idempotency_stats_data(PG_FUNCTION_ARGS)
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	IdemDatabase *copy;
 
-	idem_require_shared("statistics are");
+	idem_require_shared();
 	InitMaterializedSRF(fcinfo, 0);
 	copy = palloc(sizeof(idem_shared->databases));
 	LWLockAcquire(idem_shared->lock, LW_SHARED);
@@ -187,9 +187,9 @@ idempotency_stats_reset(PG_FUNCTION_ARGS)
 	IdemDatabase *entry;
 
 	(void) fcinfo;
-	idem_require_shared("statistics are");
+	idem_require_shared();
 	entry = idem_stats_database(MyDatabaseId);
 	if (entry != NULL)
-		clear(entry);
+		stats_clear(entry);
 	PG_RETURN_BOOL(entry != NULL);
 }

@@ -14,7 +14,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "rows.h"
 
 #include "access/genam.h"
 #include "access/htup_details.h"
@@ -42,10 +42,15 @@
 #include "utils/rel.h"
 #include "utils/syscache.h"
 
-#define QUALIFIED_TABLE IDEM_SCHEMA_NAME "." IDEM_KEYS_TABLE
-#define PUT_TABLE_BACK "Put the table of extension \"" IDEM_EXTENSION_NAME "\" back under this name."
-#define UNDO_CHANGE "Undo what was changed on the table, or run ALTER EXTENSION " IDEM_EXTENSION_NAME " UPDATE."
-#define PUT_KEY_BACK "Put it back: ALTER TABLE " QUALIFIED_TABLE " ADD PRIMARY KEY (scope, operation, key)."
+#define KEYS IDEM_QUALIFIED_TABLE
+#define PUT_TABLE_BACK \
+	"Put the table of extension \"" IDEM_EXTENSION_NAME "\" back under this name."
+#define UNDO_CHANGE                                                                   \
+	"Undo what was changed on the table, or run ALTER EXTENSION " IDEM_EXTENSION_NAME \
+	" UPDATE."
+#define PUT_KEY_BACK                 \
+	"Put it back: ALTER TABLE " KEYS \
+	" ADD PRIMARY KEY (scope, operation, key)."
 
 /* Names and types of the columns, in the order of KeyColumn. */
 const KeyColumnType idem_table_columns[KEY_NCOLUMNS] = {
@@ -77,35 +82,18 @@ const KeyColumnType idem_table_columns[KEY_NCOLUMNS] = {
 	[KEY_NOTE] = {"note", TEXTOID},
 };
 
-/* Valid for as long as nothing about the table changes; see table_changed(). */
-static Oid table_oid = InvalidOid;
-static Oid plain_for = InvalidOid;
-static bool is_plain = false; /* of that table */
+/* That the table is as it has to be. */
+static IdemMemory table_good;
 
-/*
- * The table that is being looked at. What was seen of it is good for the call
- * that is running; if this is invalid in the end, it is not kept for the next.
- */
-static Oid looking_at = InvalidOid;
-
-/*
- * Anything about the table has changed: look at it again.
- */
-static void
-table_changed(Datum arg pg_attribute_unused(), Oid relid)
-{
-	if (relid == InvalidOid || relid == looking_at)
-		looking_at = InvalidOid;
-	if (relid == InvalidOid || relid == table_oid)
-		table_oid = InvalidOid;
-	if (relid == InvalidOid || relid == plain_for)
-		plain_for = InvalidOid;
-}
+/* Whether it is plain. */
+static IdemMemory table_plain_known;
+static bool table_plain;
 
 void
 idem_table_init(void)
 {
-	CacheRegisterRelcacheCallback(table_changed, (Datum) 0);
+	idem_memory_watch(&table_good);
+	idem_memory_watch(&table_plain_known);
 }
 
 /*----------
@@ -114,21 +102,14 @@ idem_table_init(void)
  */
 
 static bool
-wrong(IdemTableProblem *problem, const char *message, const char *detail, const char *hint)
+table_wrong(IdemTableProblem *problem, const char *message, const char *detail, const char *hint)
 {
 	*problem = (IdemTableProblem){message, detail, hint};
 	return true;
 }
 
-static bool
-missing(IdemTableProblem *problem, const char *name)
-{
-	return wrong(problem, psprintf("relation %s.%s does not exist", IDEM_SCHEMA_NAME, name), NULL,
-				 "It was renamed or dropped; restore it, or drop extension \"" IDEM_EXTENSION_NAME "\" and create it again.");
-}
-
 static const char *
-kind_name(char relkind)
+table_kind_name(char relkind)
 {
 	switch (relkind)
 	{
@@ -156,7 +137,7 @@ kind_name(char relkind)
  * makes or unmakes a shell changes the table's triggers too, so that we are told.
  */
 static bool
-is_citus_shell(Relation table)
+table_is_citus_shell(Relation table)
 {
 	Oid oid = InvalidOid;
 	AttrNumber column = InvalidAttrNumber;
@@ -184,7 +165,7 @@ is_citus_shell(Relation table)
 }
 
 static bool
-columns_are_wrong(Relation table, IdemTableProblem *problem)
+table_columns_are_wrong(Relation table, IdemTableProblem *problem)
 {
 	TupleDesc desc = RelationGetDescr(table);
 
@@ -192,13 +173,17 @@ columns_are_wrong(Relation table, IdemTableProblem *problem)
 		if (i >= desc->natts ||
 			strcmp(NameStr(TupleDescAttr(desc, i)->attname), idem_table_columns[i].name) != 0 ||
 			TupleDescAttr(desc, i)->atttypid != idem_table_columns[i].type)
-			return wrong(problem, "table " QUALIFIED_TABLE " does not have the expected columns", NULL,
-						 UNDO_CHANGE);
+			return table_wrong(problem, "table " KEYS " does not have the"
+										" expected columns",
+							   NULL,
+							   UNDO_CHANGE);
 	for (int i = KEY_SCOPE; i <= KEY_KEY; i++)
 		if (TupleDescAttr(desc, i)->attcollation != C_COLLATION_OID)
-			return wrong(problem, "table " QUALIFIED_TABLE " does not have the expected columns",
-						 "The columns scope, operation and key have to have the collation \"C\", by which keys are looked for.",
-						 UNDO_CHANGE);
+			return table_wrong(problem, "table " KEYS " does not have the"
+										" expected columns",
+							   "The columns scope, operation and key have to have the collation"
+							   " \"C\", by which keys are looked for.",
+							   UNDO_CHANGE);
 	return false;
 }
 
@@ -207,7 +192,7 @@ columns_are_wrong(Relation table, IdemTableProblem *problem)
  * which the server does not tell of.
  */
 static Relation
-open_primary_key(Relation table)
+table_open_primary_key(Relation table)
 {
 	List *indexes = RelationGetIndexList(table);
 	ListCell *cell;
@@ -224,7 +209,7 @@ open_primary_key(Relation table)
 }
 
 static bool
-is_on_identity(Relation index)
+table_key_is_on_identity(Relation index)
 {
 	if (index->rd_rel->relam != BTREE_AM_OID || index->rd_index->indnatts != 3)
 		return false;
@@ -241,25 +226,27 @@ is_on_identity(Relation index)
  * which keys are new: any other index answers wrongly, or is read out of bounds.
  */
 static bool
-primary_key_is_wrong(Relation table, IdemTableProblem *problem)
+table_primary_key_is_wrong(Relation table, IdemTableProblem *problem)
 {
-	Relation index = open_primary_key(table);
+	Relation index = table_open_primary_key(table);
 	bool result = true;
 
 	if (index == NULL)
-		return wrong(problem, "table " QUALIFIED_TABLE " has no primary key",
-					 "Nothing would keep two requests with one key apart.", PUT_KEY_BACK);
-	if (!is_on_identity(index))
-		wrong(problem, "the primary key of table " QUALIFIED_TABLE " is not on (scope, operation, key)",
-			  "It has to be on these columns, in this order, and no others.",
-			  "Drop it. " PUT_KEY_BACK);
+		return table_wrong(problem, "table " KEYS " has no primary key",
+						   "Nothing would keep two requests with one key apart.", PUT_KEY_BACK);
+	if (!table_key_is_on_identity(index))
+		table_wrong(problem, "the primary key of table " KEYS " is not on"
+							 " (scope, operation, key)",
+					"It has to be on these columns, in this order, and no others.",
+					"Drop it. " PUT_KEY_BACK);
 	else if (!index->rd_index->indimmediate)
-		wrong(problem, "the primary key of table " QUALIFIED_TABLE " is deferrable",
-			  "Two requests with one key would be told apart too late.", "Drop it. " PUT_KEY_BACK);
+		table_wrong(problem, "the primary key of table " KEYS " is deferrable",
+					"Two requests with one key would be told apart too late.",
+					"Drop it. " PUT_KEY_BACK);
 	else if (!index->rd_index->indisready ||
 			 RelationGetPrimaryKeyIndex_compat(table) != RelationGetRelid(index))
-		wrong(problem, "the primary key of table " QUALIFIED_TABLE " is not valid",
-			  "Keys that are there would not be found.", "Drop it. " PUT_KEY_BACK);
+		table_wrong(problem, "the primary key of table " KEYS " is not valid",
+					"Keys that are there would not be found.", "Drop it. " PUT_KEY_BACK);
 	else
 		result = false;
 	index_close(index, AccessShareLock);
@@ -272,106 +259,57 @@ primary_key_is_wrong(Relation table, IdemTableProblem *problem)
  * what it leaves behind may look wrong in other ways too.
  */
 static bool
-is_wrong(Relation table, IdemTableProblem *problem)
+table_is_wrong(Relation table, IdemTableProblem *problem)
 {
 	if (table == NULL)
-		return missing(problem, IDEM_KEYS_TABLE);
+		return table_wrong(problem, "relation " KEYS " does not exist", NULL,
+						   IDEM_MEMBER_MISSING_HINT);
 	if (table->rd_rel->relkind != RELKIND_RELATION)
-		return wrong(problem, psprintf(QUALIFIED_TABLE " is %s", kind_name(table->rd_rel->relkind)),
-					 "Keys are kept in an ordinary table alone.", PUT_TABLE_BACK);
-	if (is_citus_shell(table))
-		return wrong(problem, "table " QUALIFIED_TABLE " is managed by Citus",
-					 "Its rows are in shards, where keys are not looked for.",
-					 "Take it and the views on it out of the extension, run undistribute_table(), save the rows, and create the extension again; docs/operations.md has the statements.");
-	if (getExtensionOfObject(RelationRelationId, RelationGetRelid(table)) !=
-		get_extension_oid(IDEM_EXTENSION_NAME, true))
-		return wrong(problem, "table " QUALIFIED_TABLE " does not belong to extension \"" IDEM_EXTENSION_NAME "\"", NULL,
-					 "Drop the extension and create it again.");
+		return table_wrong(problem,
+						   psprintf(KEYS " is %s", table_kind_name(table->rd_rel->relkind)),
+						   "Keys are kept in an ordinary table alone.", PUT_TABLE_BACK);
+	if (table_is_citus_shell(table))
+		return table_wrong(problem, "table " KEYS " is managed by Citus",
+						   "Its rows are in shards, where keys are not looked for.",
+						   "Take it and the views on it out of the extension, run"
+						   " undistribute_table(), save the rows, and create the extension again;"
+						   " docs/operations.md has the statements.");
+	if (!idem_member_is_ours(table))
+		return table_wrong(problem,
+						   "table " KEYS
+						   " does not belong to extension \"" IDEM_EXTENSION_NAME "\"",
+						   NULL,
+						   "Drop the extension and create it again.");
 	if (table->rd_rel->relpersistence != RELPERSISTENCE_PERMANENT)
-		return wrong(problem, "table " QUALIFIED_TABLE " is unlogged",
-					 "A crash would empty it, and requests would be executed again.",
-					 "Run ALTER TABLE " QUALIFIED_TABLE " SET LOGGED.");
+		return table_wrong(problem, "table " KEYS " is unlogged",
+						   "A crash would empty it, and requests would be executed again.",
+						   "Run ALTER TABLE " KEYS " SET LOGGED.");
 	if (table->rd_rel->relam != HEAP_TABLE_AM_OID)
-		return wrong(problem, "table " QUALIFIED_TABLE " has another access method than heap",
-					 "Row versions and locks are looked at as heap keeps them.",
-					 "Run ALTER TABLE " QUALIFIED_TABLE " SET ACCESS METHOD heap.");
+		return table_wrong(problem, "table " KEYS " has another access method"
+									" than heap",
+						   "Row versions and locks are looked at as heap keeps them.",
+						   "Run ALTER TABLE " KEYS " SET ACCESS METHOD heap.");
 	if (table->rd_rel->relispartition)
-		return wrong(problem, "table " QUALIFIED_TABLE " is a partition",
-					 "Its rows could be moved or deleted with another table.",
-					 "Run ALTER TABLE on the partitioned table, with DETACH PARTITION " QUALIFIED_TABLE ".");
+		return table_wrong(problem, "table " KEYS " is a partition",
+						   "Its rows could be moved or deleted with another table.",
+						   "Run ALTER TABLE on the partitioned table,"
+						   " with DETACH PARTITION " KEYS ".");
 	if (has_superclass(RelationGetRelid(table)))
-		return wrong(problem, "table " QUALIFIED_TABLE " inherits from another table",
-					 "Its rows could be changed or deleted with that one's.",
-					 "Run ALTER TABLE " QUALIFIED_TABLE " NO INHERIT with that table's name.");
+		return table_wrong(problem, "table " KEYS " inherits from another table",
+						   "Its rows could be changed or deleted with that one's.",
+						   "Run ALTER TABLE " KEYS " NO INHERIT with that table's name.");
 	/* Looks in the catalog: a child that is gone leaves its mark on the parent. */
 	if (find_inheritance_children(RelationGetRelid(table), NoLock) != NIL)
-		return wrong(problem, "other tables inherit from table " QUALIFIED_TABLE,
-					 "Rows in them are under no common primary key.",
-					 "Run ALTER TABLE on each of them, with NO INHERIT " QUALIFIED_TABLE ".");
-	return columns_are_wrong(table, problem) || primary_key_is_wrong(table, problem);
-}
-
-pg_noreturn static void
-fail_with(const IdemTableProblem *problem)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("%s", problem->message),
-			 problem->detail != NULL ? errdetail("%s", problem->detail) : 0,
-			 errhint("%s", problem->hint)));
+		return table_wrong(problem, "other tables inherit from table " KEYS,
+						   "Rows in them are under no common primary key.",
+						   "Run ALTER TABLE on each of them, with NO INHERIT " KEYS ".");
+	return table_columns_are_wrong(table, problem) || table_primary_key_is_wrong(table, problem);
 }
 
 /*----------
- * Finding it
+ * Using it
  *----------
  */
-
-static Oid
-find(const char *name)
-{
-	Oid schema = get_namespace_oid(IDEM_SCHEMA_NAME, true);
-
-	return OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
-}
-
-/*
- * A relation of ours, by its name. Errors: 55000 there is none.
- */
-Oid
-idem_table_relation(const char *name)
-{
-	Oid result = find(name);
-	IdemTableProblem problem;
-
-	if (!OidIsValid(result))
-	{
-		missing(&problem, name);
-		fail_with(&problem);
-	}
-	return result;
-}
-
-/*
- * Whatever has the table's name now, or NULL. Another relation may be put in its
- * place while we wait for the lock.
- */
-static Relation
-open_by_name(LOCKMODE mode)
-{
-	Oid oid;
-
-	while (OidIsValid(oid = find(IDEM_KEYS_TABLE)))
-	{
-		Relation relation = try_relation_open(oid, mode);
-
-		if (relation != NULL && find(IDEM_KEYS_TABLE) == oid)
-			return relation;
-		if (relation != NULL)
-			relation_close(relation, mode);
-		CHECK_FOR_INTERRUPTS();
-	}
-	return NULL;
-}
 
 /*
  * Opens the table, which has to be as expected. The lock is the caller's to
@@ -383,24 +321,29 @@ Relation
 idem_table_open(LOCKMODE mode)
 {
 	Relation table;
-	Oid oid = table_oid;
+	Oid oid = table_good.valid_for;
+	uint64 changes;
 	IdemTableProblem problem;
 
 	if (OidIsValid(oid))
 	{
 		/* Taking the lock processes invalidations: it may change again. */
 		table = try_relation_open(oid, mode);
-		if (table != NULL && table_oid == oid)
+		if (table != NULL && table_good.valid_for == oid)
 			return table;
 		if (table != NULL)
 			relation_close(table, mode);
 	}
 
-	table = open_by_name(mode);
-	looking_at = table == NULL ? InvalidOid : RelationGetRelid(table);
-	if (is_wrong(table, &problem))
-		fail_with(&problem);
-	table_oid = looking_at;
+	table = idem_member_open_by_name(IDEM_KEYS_TABLE, mode);
+	changes = table_good.changes;
+	if (table_is_wrong(table, &problem))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("%s", problem.message),
+				 problem.detail != NULL ? errdetail("%s", problem.detail) : 0,
+				 errhint("%s", problem.hint)));
+	idem_memory_keep(&table_good, RelationGetRelid(table), changes);
 	return table;
 }
 
@@ -411,8 +354,8 @@ idem_table_open(LOCKMODE mode)
 bool
 idem_table_problem(IdemTableProblem *problem)
 {
-	Relation table = open_by_name(AccessShareLock);
-	bool result = is_wrong(table, problem);
+	Relation table = idem_member_open_by_name(IDEM_KEYS_TABLE, AccessShareLock);
+	bool result = table_is_wrong(table, problem);
 
 	if (table != NULL)
 		relation_close(table, AccessShareLock);
@@ -424,7 +367,7 @@ idem_table_problem(IdemTableProblem *problem)
  * an error.
  */
 static bool
-is_untrusted(Oid function, void *context pg_attribute_unused())
+table_is_untrusted(Oid function, void *context pg_attribute_unused())
 {
 	return function >= FirstNormalObjectId || !get_func_leakproof(function);
 }
@@ -434,7 +377,7 @@ is_untrusted(Oid function, void *context pg_attribute_unused())
  * check_functions_in_node() does not know of.
  */
 static bool
-runs_untrusted(Node *node, void *context)
+table_runs_untrusted(Node *node, void *context)
 {
 	if (node == NULL)
 		return false;
@@ -455,12 +398,12 @@ runs_untrusted(Node *node, void *context)
 		default:
 			return true;
 	}
-	return check_functions_in_node(node, is_untrusted, context) ||
-		expression_tree_walker(node, runs_untrusted, context);
+	return check_functions_in_node(node, table_is_untrusted, context) ||
+		expression_tree_walker(node, table_runs_untrusted, context);
 }
 
 static bool
-index_is_plain(Oid oid)
+table_index_is_plain(Oid oid)
 {
 	HeapTuple tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(oid));
 	bool result;
@@ -480,13 +423,13 @@ index_is_plain(Oid oid)
 	}
 	value = SysCacheGetAttr(INDEXRELID, tuple, Anum_pg_index_indpred, &isnull);
 	if (!isnull)
-		result = result && !runs_untrusted(stringToNode(TextDatumGetCString(value)), NULL);
+		result = result && !table_runs_untrusted(stringToNode(TextDatumGetCString(value)), NULL);
 	ReleaseSysCache(tuple);
 	return result;
 }
 
 static bool
-look_if_plain(Relation table)
+table_look_if_plain(Relation table)
 {
 	TupleDesc desc = RelationGetDescr(table);
 	List *indexes;
@@ -507,7 +450,7 @@ look_if_plain(Relation table)
 	}
 	indexes = RelationGetIndexList(table);
 	foreach (cell, indexes)
-		if (!index_is_plain(lfirst_oid(cell)))
+		if (!table_index_is_plain(lfirst_oid(cell)))
 			return false;
 	list_free(indexes);
 	return true;
@@ -530,11 +473,12 @@ look_if_plain(Relation table)
 bool
 idem_table_is_plain(Relation table)
 {
-	if (plain_for != RelationGetRelid(table))
+	if (table_plain_known.valid_for != RelationGetRelid(table))
 	{
-		looking_at = RelationGetRelid(table);
-		is_plain = look_if_plain(table);
-		plain_for = looking_at;
+		uint64 changes = table_plain_known.changes;
+
+		table_plain = table_look_if_plain(table);
+		idem_memory_keep(&table_plain_known, RelationGetRelid(table), changes);
 	}
-	return is_plain;
+	return table_plain;
 }

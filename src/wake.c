@@ -17,7 +17,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "claims.h"
+#include "server.h"
 
 #include "access/xact.h"
 #include "miscadmin.h"
@@ -28,11 +29,11 @@
 #define BLIND_US (50 * INT64CONST(1000))
 
 /* Whether this backend is counted among those who wait. */
-static bool waiting = false;
-static int waiting_level; /* transaction nesting that began to wait */
+static bool wake_waiting = false;
+static int wake_waiting_level; /* transaction nesting that began to wait */
 
 static ConditionVariable *
-wakeup_of(uint64 hash)
+wake_variable(uint64 hash)
 {
 	return &idem_shared->wakeups[hash % IDEM_NWAKEUPS];
 }
@@ -47,7 +48,7 @@ void
 idem_wake_prepare(const KeyIdentity *id)
 {
 	if (idem_shared != NULL)
-		ConditionVariablePrepareToSleep(wakeup_of(id->hash));
+		ConditionVariablePrepareToSleep(wake_variable(id->hash));
 }
 
 /*
@@ -62,7 +63,7 @@ idem_wake_sleep(const KeyIdentity *id, int64 microseconds)
 	if (idem_shared != NULL)
 	{
 		ms = (long) Max(Min(microseconds, WAKEABLE_US) / 1000, 1);
-		(void) ConditionVariableTimedSleep(wakeup_of(id->hash), ms, event);
+		(void) ConditionVariableTimedSleep(wake_variable(id->hash), ms, event);
 	}
 	else
 	{
@@ -113,8 +114,8 @@ idem_wake_enter(const KeyIdentity *id)
 		own->database = MyDatabaseId;
 		own->hash = id->hash;
 		own->waiting = true;
-		waiting = true;
-		waiting_level = GetCurrentTransactionNestLevel();
+		wake_waiting = true;
+		wake_waiting_level = GetCurrentTransactionNestLevel();
 	}
 	LWLockRelease(idem_shared->lock);
 	return may;
@@ -126,9 +127,9 @@ idem_wake_enter(const KeyIdentity *id)
 void
 idem_wake_leave(void)
 {
-	if (!waiting)
+	if (!wake_waiting)
 		return;
-	waiting = false;
+	wake_waiting = false;
 	ConditionVariableCancelSleep();
 	LWLockAcquire(idem_shared->lock, LW_EXCLUSIVE);
 	idem_shared->waiters[MY_PROC_NUMBER].waiting = false;
@@ -143,7 +144,7 @@ void
 idem_wake_waiters(uint64 hash)
 {
 	if (idem_shared != NULL)
-		ConditionVariableBroadcast(wakeup_of(hash));
+		ConditionVariableBroadcast(wake_variable(hash));
 }
 
 /*
@@ -151,25 +152,25 @@ idem_wake_waiters(uint64 hash)
  * bounded wait for a lock rolls back a savepoint of its own, within it.
  */
 static void
-transaction_ends(XactEvent event, void *arg pg_attribute_unused())
+wake_transaction_ends(XactEvent event, void *arg pg_attribute_unused())
 {
 	if (event == XACT_EVENT_ABORT)
 		idem_wake_leave();
 }
 
 static void
-subtransaction_ends(SubXactEvent event, SubTransactionId mySubid pg_attribute_unused(),
-					SubTransactionId parentSubid pg_attribute_unused(),
-					void *arg pg_attribute_unused())
+wake_subtransaction_ends(SubXactEvent event, SubTransactionId mySubid pg_attribute_unused(),
+						 SubTransactionId parentSubid pg_attribute_unused(),
+						 void *arg pg_attribute_unused())
 {
-	if (waiting && event == SUBXACT_EVENT_ABORT_SUB &&
-		GetCurrentTransactionNestLevel() <= waiting_level)
+	if (wake_waiting && event == SUBXACT_EVENT_ABORT_SUB &&
+		GetCurrentTransactionNestLevel() <= wake_waiting_level)
 		idem_wake_leave();
 }
 
 void
 idem_wake_init(void)
 {
-	RegisterXactCallback(transaction_ends, NULL);
-	RegisterSubXactCallback(subtransaction_ends, NULL);
+	RegisterXactCallback(wake_transaction_ends, NULL);
+	RegisterSubXactCallback(wake_subtransaction_ends, NULL);
 }

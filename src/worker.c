@@ -37,7 +37,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "idempotency.h"
+#include "server.h"
 
 #include "access/genam.h"
 #include "access/heapam.h"
@@ -96,7 +96,7 @@ typedef struct DatabaseToClean
 } DatabaseToClean;
 
 static int64
-monotonic_us(void)
+worker_monotonic_us(void)
 {
 	instr_time now;
 
@@ -105,7 +105,7 @@ monotonic_us(void)
 }
 
 /* The process that the launcher waits for. */
-static BackgroundWorkerHandle *current_process = NULL;
+static BackgroundWorkerHandle *launcher_current_process = NULL;
 
 /*
  * The next launcher knows nothing of this one's process, and would send
@@ -114,8 +114,8 @@ static BackgroundWorkerHandle *current_process = NULL;
 static void
 launcher_is_gone(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
 {
-	if (current_process != NULL)
-		TerminateBackgroundWorker(current_process);
+	if (launcher_current_process != NULL)
+		TerminateBackgroundWorker(launcher_current_process);
 	LWLockAcquire(idem_shared->lock, LW_EXCLUSIVE);
 	if (idem_shared->launcher_pid == MyProcPid)
 	{
@@ -129,10 +129,10 @@ launcher_is_gone(int code pg_attribute_unused(), Datum arg pg_attribute_unused()
  * Looks at the clocks, for the round that begins.
  */
 static void
-judge_clock(void)
+launcher_judge_clock(void)
 {
 	IdemClock *clock = &idem_shared->clock;
-	int64 now = monotonic_us();
+	int64 now = worker_monotonic_us();
 	int64 offset = GetCurrentTimestamp() - now;
 	int64 jump = 0;
 
@@ -156,8 +156,11 @@ judge_clock(void)
 
 	if (jump > 0)
 		ereport(LOG,
-				(errmsg("idempotency: the clock is ahead of where it was by %lld s", (long long) (jump / USECS_PER_SEC)),
-				 errhint("What has expired only by that is deleted once the clock has stood for \"idempotency.cleanup_interval\".")));
+				(errmsg("the clock has jumped ahead by %lld s,"
+						" which idempotency clean-up does not believe yet",
+						(long long) (jump / USECS_PER_SEC)),
+				 errdetail("What has expired only by that is deleted once the clock has stood for"
+						   " \"idempotency.cleanup_interval\".")));
 }
 
 /*
@@ -165,14 +168,14 @@ judge_clock(void)
  * that is not believed. Also while a process runs, for however long.
  */
 static TimestampTz
-believed_now(void)
+worker_believed_now(void)
 {
 	int64 offset;
 
 	LWLockAcquire(idem_shared->lock, LW_SHARED);
 	offset = idem_shared->clock.offset;
 	LWLockRelease(idem_shared->lock);
-	return Min(GetCurrentTimestamp(), monotonic_us() + offset);
+	return Min(GetCurrentTimestamp(), worker_monotonic_us() + offset);
 }
 
 /*
@@ -181,7 +184,7 @@ believed_now(void)
  * The list is in the caller's context.
  */
 static List *
-list_databases(void)
+launcher_list_databases(void)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	List *skip = NIL;
@@ -229,7 +232,7 @@ list_databases(void)
  * no place for another process.
  */
 static bool
-clean_database(const DatabaseToClean *database, WorkerResult *result)
+launcher_clean_database(const DatabaseToClean *database, WorkerResult *result)
 {
 	BackgroundWorker worker = {0};
 
@@ -244,14 +247,14 @@ clean_database(const DatabaseToClean *database, WorkerResult *result)
 	strlcpy(worker.bgw_function_name, CppAsString(idempotency_cleanup_main), BGW_MAXLEN);
 	worker.bgw_main_arg = ObjectIdGetDatum(database->database);
 	worker.bgw_notify_pid = MyProcPid;
-	if (!RegisterDynamicBackgroundWorker(&worker, &current_process))
+	if (!RegisterDynamicBackgroundWorker(&worker, &launcher_current_process))
 	{
-		current_process = NULL;
+		launcher_current_process = NULL;
 		return false;
 	}
-	if (WaitForBackgroundWorkerShutdown(current_process) == BGWH_POSTMASTER_DIED)
+	if (WaitForBackgroundWorkerShutdown(launcher_current_process) == BGWH_POSTMASTER_DIED)
 		proc_exit(1);
-	current_process = NULL;
+	launcher_current_process = NULL;
 	*result = (WorkerResult) idem_shared->worker_result;
 	return true;
 }
@@ -260,7 +263,7 @@ clean_database(const DatabaseToClean *database, WorkerResult *result)
  * Notes how a database fared, and reports the first failure of a row.
  */
 static void
-note_result(HTAB *failing, const DatabaseToClean *database, WorkerResult result)
+launcher_note_result(HTAB *failing, const DatabaseToClean *database, WorkerResult result)
 {
 	bool found;
 	FailingDatabase *entry;
@@ -270,7 +273,7 @@ note_result(HTAB *failing, const DatabaseToClean *database, WorkerResult result)
 		entry = hash_search(failing, &database->database, HASH_REMOVE, &found);
 		if (found)
 			ereport(LOG,
-					(errmsg("idempotency: clean-up of database \"%s\" works again",
+					(errmsg("idempotency clean-up of database \"%s\" works again",
 							database->name)));
 		return;
 	}
@@ -284,7 +287,7 @@ note_result(HTAB *failing, const DatabaseToClean *database, WorkerResult result)
 		return;
 	if (result == WORKER_DIED)
 		ereport(LOG,
-				(errmsg("idempotency: could not clean up database \"%s\"", database->name),
+				(errmsg("idempotency clean-up of database \"%s\" failed", database->name),
 				 errdetail("The process ended before its work was done."),
 				 errhint("This is reported once and tried again less and less often.")));
 	else
@@ -293,14 +296,14 @@ note_result(HTAB *failing, const DatabaseToClean *database, WorkerResult result)
 
 		ereport(LOG,
 				(errcode(stats != NULL ? stats->cleanup.sqlerrcode : ERRCODE_INTERNAL_ERROR),
-				 errmsg("idempotency: could not clean up database \"%s\"", database->name),
+				 errmsg("idempotency clean-up of database \"%s\" failed", database->name),
 				 stats != NULL ? errdetail("%s", stats->cleanup.message) : 0,
 				 errhint("This is reported once and tried again less and less often.")));
 	}
 }
 
 static bool
-database_exists(Oid database)
+launcher_database_exists(Oid database)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	bool exists;
@@ -313,7 +316,7 @@ database_exists(Oid database)
 }
 
 static bool
-left_out(HTAB *failing, Oid database)
+launcher_leaves_out(HTAB *failing, Oid database)
 {
 	FailingDatabase *entry = hash_search(failing, &database, HASH_FIND, NULL);
 
@@ -328,7 +331,7 @@ left_out(HTAB *failing, Oid database)
  * out.
  */
 static void
-clean_all_databases(HTAB *failing, bool requested)
+launcher_clean_all(HTAB *failing, bool requested)
 {
 	List *databases;
 	List *failed = NIL;
@@ -341,14 +344,14 @@ clean_all_databases(HTAB *failing, bool requested)
 	idem_shared->round_started_at = GetCurrentTimestamp();
 	LWLockRelease(idem_shared->lock);
 
-	judge_clock();
-	databases = list_databases();
-	idem_stats_forget_dropped(database_exists);
+	launcher_judge_clock();
+	databases = launcher_list_databases();
+	idem_stats_forget_dropped(launcher_database_exists);
 	hash_seq_init(&walk, failing);
 	while ((entry = hash_seq_search(&walk)) != NULL)
 		failed = lappend_oid(failed, entry->database);
 	foreach (cell, failed)
-		if (!database_exists(lfirst_oid(cell)))
+		if (!launcher_database_exists(lfirst_oid(cell)))
 			hash_search(failing, &lfirst_oid(cell), HASH_REMOVE, NULL);
 
 	foreach (cell, databases)
@@ -357,21 +360,21 @@ clean_all_databases(HTAB *failing, bool requested)
 		WorkerResult result;
 
 		CHECK_FOR_INTERRUPTS();
-		if (!requested && left_out(failing, database->database))
+		if (!requested && launcher_leaves_out(failing, database->database))
 			continue;
-		if (!clean_database(database, &result))
+		if (!launcher_clean_database(database, &result))
 		{
 			lacking = true;
 			break;
 		}
-		if (result == WORKER_DIED && !database_exists(database->database))
+		if (result == WORKER_DIED && !launcher_database_exists(database->database))
 			continue; /* dropped since we made the list */
-		note_result(failing, database, result);
+		launcher_note_result(failing, database, result);
 	}
 
 	if (lacking && !idem_shared->workers_lacking)
 		ereport(LOG,
-				(errmsg("idempotency: no free slot for a background process"),
+				(errmsg("out of background worker slots for idempotency clean-up"),
 				 errhint("Raise \"max_worker_processes\". This is reported once.")));
 	LWLockAcquire(idem_shared->lock, LW_EXCLUSIVE);
 	idem_shared->workers_lacking = lacking;
@@ -380,7 +383,7 @@ clean_all_databases(HTAB *failing, bool requested)
 }
 
 static bool
-take_request(void)
+launcher_take_request(void)
 {
 	bool requested;
 
@@ -423,15 +426,15 @@ idempotency_launcher_main(Datum arg pg_attribute_unused())
 
 	for (;;)
 	{
-		bool requested = take_request();
-		int64 now = monotonic_us();
+		bool requested = launcher_take_request();
+		int64 now = worker_monotonic_us();
 		int64 due = last_round == 0 ? now : last_round + idem_cleanup_interval * USECS_PER_SEC;
 
 		if (requested || (idem_cleanup_enabled && now >= due))
 		{
 			last_round = now;
 			MemoryContextSwitchTo(round_context);
-			clean_all_databases(failing, requested);
+			launcher_clean_all(failing, requested);
 			MemoryContextSwitchTo(TopMemoryContext);
 			MemoryContextReset(round_context);
 		}
@@ -461,7 +464,7 @@ idempotency_launcher_main(Datum arg pg_attribute_unused())
  * connect. What would make clean-up fail, hang or hold others up is pinned.
  */
 static void
-pin_settings(void)
+worker_pin_settings(void)
 {
 	static const char *const pinned[][2] = {
 		{"search_path", "pg_catalog, pg_temp"},
@@ -488,7 +491,7 @@ pin_settings(void)
  * Keeps as much of a message as there is room for, in whole characters.
  */
 static void
-keep_message(IdemCleanup *cleanup, const char *message)
+worker_keep_message(IdemCleanup *cleanup, const char *message)
 {
 	int length = pg_mbcliplen(message, strlen(message), sizeof(cleanup->message) - 1);
 
@@ -497,7 +500,7 @@ keep_message(IdemCleanup *cleanup, const char *message)
 }
 
 static bool
-still_installed(void)
+worker_still_installed(void)
 {
 	bool result;
 
@@ -513,7 +516,7 @@ still_installed(void)
  * appears once.
  */
 static WorkerResult
-clean_batch(IdemCleanup *cleanup, IdemProgress *progress, bool *more)
+worker_clean_batch(IdemCleanup *cleanup, IdemProgress *progress, bool *more)
 {
 	MemoryContext context = CurrentMemoryContext;
 	volatile WorkerResult result = WORKER_DONE;
@@ -524,13 +527,13 @@ clean_batch(IdemCleanup *cleanup, IdemProgress *progress, bool *more)
 		SetCurrentStatementStartTimestamp();
 		StartTransactionCommand();
 		PushActiveSnapshot(GetTransactionSnapshot());
-		pgstat_report_activity(STATE_RUNNING, "idempotency: deleting expired keys");
+		pgstat_report_activity(STATE_RUNNING, "deleting expired idempotency keys");
 		if (!idem_cleanup_installed())
 			result = WORKER_ABSENT;
 		else if (idem_cleanup_in_the_way())
 			result = WORKER_MADE_WAY;
 		else
-			*more = idem_cleanup_batch(cleanup, progress, believed_now());
+			*more = idem_cleanup_batch(cleanup, progress, worker_believed_now());
 		PopActiveSnapshot();
 		CommitTransactionCommand();
 	}
@@ -548,12 +551,12 @@ clean_batch(IdemCleanup *cleanup, IdemProgress *progress, bool *more)
 		*more = false; /* it may be COMMIT that failed, with more to do */
 		cleanup->failed = true;
 		cleanup->sqlerrcode = error->sqlerrcode;
-		keep_message(cleanup, error->message);
+		worker_keep_message(cleanup, error->message);
 		FreeErrorData(error);
 		result = WORKER_FAILED;
 	}
 	PG_END_TRY();
-	if (result == WORKER_FAILED && !still_installed())
+	if (result == WORKER_FAILED && !worker_still_installed())
 		result = WORKER_ABSENT; /* dropped after we had looked */
 	pgstat_report_stat(true);
 	pgstat_report_activity(STATE_IDLE, NULL);
@@ -566,12 +569,11 @@ clean_batch(IdemCleanup *cleanup, IdemProgress *progress, bool *more)
  * the same reason as the run; the launcher knows anyway.
  */
 static void
-record_run(IdemCleanup *cleanup)
+worker_record_run(IdemCleanup *cleanup)
 {
 	MemoryContext context = CurrentMemoryContext;
 
-	cleanup->finished_at = GetCurrentTimestamp();
-	idem_stats_cleanup(cleanup);
+	idem_cleanup_ends(cleanup);
 	PG_TRY();
 	{
 		StartTransactionCommand();
@@ -608,14 +610,14 @@ idempotency_cleanup_main(Datum arg)
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
-	pin_settings();
+	worker_pin_settings();
 	MemoryContextSwitchTo(AllocSetContextCreate(TopMemoryContext, "idempotency cleanup",
 												ALLOCSET_DEFAULT_SIZES));
 
 	cleanup.started_at = GetCurrentTimestamp();
 	for (;;)
 	{
-		result = clean_batch(&cleanup, &progress, &more);
+		result = worker_clean_batch(&cleanup, &progress, &more);
 		if (!more)
 			break;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
@@ -631,10 +633,12 @@ idempotency_cleanup_main(Datum arg)
 	}
 
 	if (result == WORKER_DONE || result == WORKER_FAILED)
-		record_run(&cleanup);
+		worker_record_run(&cleanup);
 	if (cleanup.deleted > 0 || cleanup.redacted > 0)
 		ereport(LOG,
-				(errmsg("idempotency: clean-up of database \"%s\" deleted %lld keys and removed %lld responses in %d batches, %.1f s",
+				(errmsg("idempotency clean-up of database \"%s\" deleted %lld keys and removed"
+						" %lld responses"
+						" in %d batches, %.1f s",
 						MyBgworkerEntry->bgw_name + strlen("idempotency cleanup of "),
 						(long long) cleanup.deleted, (long long) cleanup.redacted,
 						cleanup.batches,
@@ -656,7 +660,7 @@ idempotency_request_cleanup(PG_FUNCTION_ARGS)
 	bool running;
 
 	(void) fcinfo;
-	idem_require_shared("the background worker is");
+	idem_require_shared();
 	LWLockAcquire(idem_shared->lock, LW_EXCLUSIVE);
 	running = idem_shared->launcher_latch != NULL;
 	if (running)

@@ -51,13 +51,13 @@ my $start = -s $node->logfile;
 ok(cleaned_again($node, qw(good1 good2 good3)), 'three databases are cleaned');
 is(keys_left($node, $_), 0, "$_: no expired key is left") foreach qw(good1 good2 good3);
 
-ok(wait_until(sub { logged('could not clean up database "broken"') && logged('could not clean up database "failing"') }),
+ok(wait_until(sub { logged('clean-up of database "broken" failed') && logged('clean-up of database "failing" failed') }),
 	'a database where the table was renamed, and one with a failing trigger, are reported');
 is($node->safe_psql('failing', 'SELECT sqlstate, error, started_by FROM idempotency.cleanup_runs ORDER BY id DESC LIMIT 1'),
 	'P0001|writing the row of a key failed|worker', 'cleanup_runs says as much as can be said');
 is(health_of($node, 'last_cleanup', 'failing')->{status}, 'critical', 'so does health()');
 is(health_of($node, 'last_cleanup', 'good1')->{status}, 'ok', 'which is ok elsewhere');
-ok(wait_until(sub { logged('could not clean up database "wordy"') }, 30), 'a long message is reported');
+ok(wait_until(sub { logged('clean-up of database "wordy" failed') }, 30), 'a long message is reported');
 is($node->safe_psql('wordy', q{SELECT octet_length(error), error = 'x' || repeat(U&'\20AC', 84) FROM idempotency.cleanup_runs ORDER BY id DESC LIMIT 1}),
 	'253|t', 'as many whole characters of it as there is room for');
 is(logged('DETAIL:  x(\xE2\x82\xAC){84}\n'), 1, 'also in the log');
@@ -88,8 +88,8 @@ my $tried = last_run($node, 'failing') - $failing_before;
 my $rounds = last_run($node, 'good1') - $good_before;
 cmp_ok($tried, '>=', 1, 'the failing database is tried again');
 cmp_ok($tried, '<=', $rounds / 2, 'but not in every round');
-is(logged('could not clean up database "failing"'), 1, 'and is reported once');
-is(logged('could not clean up database "broken"'), 1, 'as is the broken one');
+is(logged('clean-up of database "failing" failed'), 1, 'and is reported once');
+is(logged('clean-up of database "broken" failed'), 1, 'as is the broken one');
 is(logged('writing the row of a key failed'), 1, 'the reason too');
 is(logged('no deletions today'), 0, 'but not what the trigger said, which may show the row');
 

@@ -44,11 +44,11 @@ my $cleaner = slow_run($node, 'work');
 my $some = keys_left($node, 'work');
 ok(wait_until(sub { keys_left($node, 'work') < $some }), 'a run is under way');
 like($node->safe_psql('postgres', "SELECT query FROM pg_stat_activity WHERE pid = $cleaner"),
-	qr/^idempotency: deleting expired keys/, 'pg_stat_activity says what it does');
+	qr/^deleting expired idempotency keys/, 'pg_stat_activity says what it does');
 is($node->safe_psql('postgres', "SELECT backend_xmin IS NULL AND xact_start IS NULL FROM pg_stat_activity WHERE pid = $launcher"),
 	't', 'the launcher keeps neither transaction nor snapshot');
 $node->safe_psql('postgres', "SELECT pg_terminate_backend($cleaner, 180000)");
-ok(wait_until(sub { server_log($node, $log) =~ /could not clean up database "work"/ }),
+ok(wait_until(sub { server_log($node, $log) =~ /clean-up of database "work" failed/ }),
 	'a terminated process is reported');
 is(launcher_pid($node), $launcher, 'and the launcher goes on');
 isnt(slow_run($node, 'work'), $cleaner, 'a new process takes its place');

@@ -45,7 +45,7 @@ ok(wait_until(sub { health_of($node, 'worker')->{status} eq 'critical' }), 'no s
 like(health_of($node, 'worker')->{detail}, qr/No free slot.*max_worker_processes/, 'with the setting to look at');
 # Rounds go on and fail; that is visible in nothing but the clock.
 sleep 3;
-is(scalar(() = server_log($node) =~ /no free slot for a background process/g), 1, 'and it is logged once');
+is(scalar(() = server_log($node) =~ /out of background worker slots for idempotency clean-up/g), 1, 'and it is logged once');
 claims_work('one');
 
 $node->append_conf('postgresql.conf', 'max_worker_processes = 2');
@@ -62,7 +62,7 @@ foreach my $statement ('SELECT * FROM idempotency.stats', 'SELECT idempotency.st
 	my $result = $wire->query($statement);
 
 	is($result->code, '55000', "not preloaded: $statement");
-	like($result->message, qr/not available because the library is not preloaded/, 'which says why');
+	like($result->message, qr/"idempotency" must be loaded via "shared_preload_libraries"/, 'which says why');
 	like($result->hint, qr/"idempotency".*"shared_preload_libraries".*restart/, 'and what to do');
 }
 is(health_of($node, 'worker')->{status}, 'warn', 'not preloaded: health() warns');
