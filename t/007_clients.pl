@@ -217,7 +217,7 @@ $rival->ok("COMMIT PREPARED 'p'");
 is($c->execute("$claim)", 'prepared transaction')->row->{response_body}, 'kept', 'COMMIT PREPARED completes it');
 
 is(key_locks($rival), 0, 'no key lock is left');
-is(scalar(grep { !/left open at the end|no open claim of yours/ } troubles($node)), 0, 'no other error and no warning in the log');
+is(scalar(grep { !/left open at the end|the caller has no open claim/ } troubles($node)), 0, 'no other error and no warning in the log');
 
 $node->stop;
 done_testing();

@@ -236,7 +236,7 @@ is(scalar @told, 0, 'no message to a client shows a value') or diag(join("\n", s
 is(scalar @logged, 0, 'no line of the log shows a value') or diag(join('', splice(@logged, 0, 10)));
 
 # The log has not been looked for in the wrong place.
-like($log, qr/ERROR:  IK001: the claim is no longer yours/, 'the errors are in the log');
+like($log, qr/ERROR:  IK001: the claim no longer belongs to the caller/, 'the errors are in the log');
 like($log, qr/still waiting for ExclusiveLock on advisory lock/, 'so are the waits');
 like($log, qr/deadlock detected/, 'and the deadlock');
 is(join(' ', grep { !/^(?:|40P01|57P01|IK00[1-6]|2\w+|40001|54000|55006|55P03|57014|42501)$/ } sort keys %seen), '', 'no other SQLSTATE came up');

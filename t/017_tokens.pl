@@ -78,7 +78,7 @@ my $again = $second->ok("SELECT token FROM idempotency.claim('tokens', 'owner', 
 cmp_ok($again, '>', $lost, 'a lost claim leaves nothing behind, and the next token is larger');
 is($first->query("SELECT idempotency.complete('tokens', 'owner', 'lost', 200, token => $lost)")->code, 'IK001', 'its owner is refused');
 
-is(scalar(grep { !/the claim is no longer yours/ } troubles($node)), 0, 'no other error and no warning in the log');
+is(scalar(grep { !/the claim no longer belongs to the caller/ } troubles($node)), 0, 'no other error and no warning in the log');
 
 $node->stop;
 done_testing();
