@@ -72,8 +72,8 @@ idem_require_shared(void)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("\"%s\" must be loaded via \"shared_preload_libraries\"",
 						IDEM_EXTENSION_NAME),
-				 errhint("Add it there and restart the server:"
-						 " statistics and the background worker need shared memory.")));
+				 errhint("Add \"%s\" to \"shared_preload_libraries\" and restart the server.",
+						 IDEM_EXTENSION_NAME)));
 }
 
 void
