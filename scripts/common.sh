@@ -1,8 +1,7 @@
 # shellcheck shell=bash
 #
-# common.sh - what scripts/quickstart and scripts/test share: finding a
-# PostgreSQL, installing what is missing, and running servers as somebody who
-# is not root
+# common.sh - what scripts/* and bench/run share: finding a PostgreSQL, installing
+# what is missing, and running servers as somebody who is not root
 #
 # Sourced with "root" set to the folder of the checkout, and "work" to a
 # temporary folder before anything is installed.

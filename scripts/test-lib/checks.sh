@@ -1,0 +1,90 @@
+# shellcheck shell=bash
+#
+# checks.sh - what needs no server: sources, scripts, lists and versions
+#
+# Everything runs in the copy of the checkout.  A further check is a function and
+# a line in run_checks.
+# shellcheck disable=SC2154,SC2317  # variables of common.sh and test; "check" calls functions by name
+
+run_checks()
+{
+	counting checks
+	cd "$tree" || exit
+	# Scripts begin with #!, and what they source with a line for shellcheck.
+	mapfile -t shell_scripts < <(grep -rlIE '^#!.*[/ ](ba)?sh$|^# shellcheck shell=bash$' .)
+	check 'shell scripts: syntax' check_syntax
+	if command -v shellcheck >/dev/null; then
+		check 'shell scripts: shellcheck' shellcheck -x "${shell_scripts[@]}"
+	fi
+	if command -v clang-format >/dev/null && [ -e .clang-format ]; then
+		check 'src: clang-format' clang-format --dry-run -Werror src/*.[ch]
+	fi
+	check 'install script: nothing adopted, nothing unqualified' check_install_script
+	check 'one version everywhere' check_version
+	check 'every test file is in a list of the Makefile' check_lists
+	check 'examples/deliveries: the recording is what generate writes' check_recording
+	cd "$work" || exit
+}
+
+check_syntax()
+{
+	local script
+
+	for script in "${shell_scripts[@]}"; do
+		bash -n "$script" || return 1
+	done
+}
+
+# What the rules for an install script forbid, as far as a text search can
+# tell: adopting what exists, and names that a search path could redirect.
+check_install_script()
+{
+	local script found=0
+
+	for script in idempotency--*.sql; do
+		grep -nE 'OR REPLACE|IF NOT EXISTS|SECURITY DEFINER' "$script" |
+			grep -vE '^[0-9]+:--' && found=1
+		# An operator between two blanks, outside comments and text constants.
+		sed -e "s/'[^']*'//g" -e 's/--.*//' -e 's/OPERATOR(pg_catalog\.[^)]*)//g' "$script" |
+			grep -nE ' (=|<>|<=?|>=?|\+|-|\*|/|~|\|\|) ' && found=1
+		sed -n '1,/SET LOCAL search_path TO pg_catalog, pg_temp;/p' "$script" |
+			grep -qE '^CREATE' && found=1
+	done
+	return "$found"
+}
+
+# The version has one home, the control file; releases add a third number, which
+# the archive and the package share.
+check_version()
+{
+	local version release
+
+	version=$(sed -n "s/^default_version = '\(.*\)'/\1/p" idempotency.control)
+	release=$(list_of DISTVERSION)
+	[ -e "idempotency--$version.sql" ] &&
+		[[ $release =~ ^"$version".[0-9]+$ ]] &&
+		[ "$(sed '/"meta-spec"/,$d' META.json | grep -c "\"version\": \"$release\"")" -eq 2 ] &&
+		grep -q "^## $version" CHANGELOG.md &&
+		[[ $(head -n 1 debian/changelog) == "idempotency ($release) "* ]]
+}
+
+# A test that is not in the Makefile's list would never run.
+check_lists()
+{
+	local file name result=0
+
+	for file in sql/*.sql specs/*.spec; do
+		[ -e "$file" ] || continue
+		name=${file##*/}
+		name=${name%.*}
+		case $file in
+			sql/*) [[ " $(list_of REGRESS) $(list_of REGRESS_CONFIGURED) " == *" $name "* ]] && continue ;;
+			specs/*) [[ " $(list_of ISOLATION) $(list_of ISOLATION_CONFIGURED) " == *" $name "* ]] && continue ;;
+		esac
+		echo "$file is not in the Makefile's list"
+		result=1
+	done
+	return "$result"
+}
+
+check_recording() { cmp <(examples/deliveries/generate) examples/deliveries/deliveries.csv; }
