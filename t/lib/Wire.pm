@@ -1,11 +1,6 @@
 
 # Wire - a PostgreSQL connection for tests that need many at a time
 #
-# Speaks the frontend/backend protocol over a Unix socket, so that the tests
-# need no driver besides Perl. One process can keep dozens of connections busy
-# and sees what the server really sends: SQLSTATEs, the order of messages, the
-# bytes of values. Only "trust" authentication.
-#
 #	my $c = Wire->connect($node);
 #	my $r = $c->query('SELECT 1');                 # simple protocol
 #	my $r = $c->execute('SELECT $1::text', 'x');   # extended protocol
@@ -13,7 +8,10 @@
 #
 # start(), start_pipeline() send and return at once; finish() waits for the
 # answer of one connection, Wire::next_of(seconds, @connections) returns those
-# that got theirs.
+# that got theirs. So one process keeps dozens of connections busy.
+#
+# libpq does the work (Libpq.pm, which says why not a driver). Rows are taken one
+# at a time, so that those are kept, too, that an error follows.
 
 package Wire;
 
@@ -21,42 +19,54 @@ use strict;
 use warnings;
 
 use Carp;
-use IO::Select;
-use IO::Socket::UNIX;
+use Libpq;
+use Scalar::Util qw(weaken);
 use Time::HiRes qw(time);
 
 our $timeout = $ENV{PG_TEST_TIMEOUT_DEFAULT} || 180;
+
+# Everything that a message can say, by the letters of PG_DIAG_SQLSTATE and so on.
+sub fields_of
+{
+	my ($result) = @_;
+	my %fields;
+
+	foreach my $letter (split //, 'SVCMDHPpqWstcdnFLR')
+	{
+		my $field = PQresultErrorField($result, ord $letter);
+
+		$fields{$letter} = $field if defined $field;
+	}
+	return \%fields;
+}
+
+# ---- connections -------------------------------------------------------------------
 
 # Dies if the server refuses, unless fail_ok says to return undef.
 sub connect
 {
 	my ($class, $node, %option) = @_;
-	my $host = $option{host} // $node->host;
-	my $port = $option{port} // $node->port;
-	my $socket =
-	  IO::Socket::UNIX->new(Peer => "$host/.s.PGSQL.$port", Timeout => 10);
-	my $self = bless { socket => $socket, input => '', busy => 0 }, $class;
-	my @parameters = (
+	my %info = (
+		host => $option{host} // $node->host,
+		port => $option{port} // $node->port,
 		user => $option{user} // scalar getpwuid($>),
-		database => $option{database} // 'postgres',
-		client_encoding => 'UTF8');
+		dbname => $option{database} // 'postgres',
+		options => $option{options} // '',
+		client_encoding => 'UTF8',
+		connect_timeout => $timeout);
+	my $conn = PQconnectdb(join ' ', map { "$_='" . $info{$_} =~ s/(['\\])/\\$1/gr . "'" } keys %info);
+	my $self = bless { conn => $conn, process => $$, busy => 0 }, $class;
 
-	push @parameters, options => $option{options} if defined $option{options};
-	if ($socket)
+	if ($self->lost)
 	{
-		my $startup = pack('N', 196608) . join("\0", @parameters) . "\0\0";
-
-		$self->_begin;
-		$self->_write(pack('N', 4 + length $startup) . $startup);
-		my $result = $self->finish;
-
-		return $self if !$result->{lost} && !$result->{error};
-		$self->close;
 		return undef if $option{fail_ok};
-		croak 'connection refused: ' . $result->code . ' ' . $result->message;
+		croak PQerrorMessage($conn);
 	}
-	return undef if $option{fail_ok};
-	croak "no server at $host port $port";
+	weaken(my $weak = $self);
+	$self->{on_notice} = notice_receiver(sub { push @{ $weak->{result}{notices} }, fields_of($_[1]) });
+	PQsetNoticeReceiver($conn, $self->{on_notice}, undef);
+	$self->{pid} = PQbackendPID($conn);
+	return $self;
 }
 
 # The server notices at its next read. Without terminate, as if the client had
@@ -64,20 +74,34 @@ sub connect
 sub close
 {
 	my ($self, %option) = @_;
+	my $conn = delete $self->{conn} or return;
 
-	$self->_write($self->_message('X', ''))
-	  if $option{terminate} && !$self->{lost};
-	close $self->{socket} if $self->{socket};
-	$self->{lost} = 1;
+	if (!$option{terminate} && open my $socket, '+<&', PQsocket($conn))
+	{
+		shutdown $socket, 2;
+	}
+	PQfinish($conn);
+	$self->{busy} = 0;
 	return;
 }
 
-sub pid { return $_[0]->{pid}; }
-sub busy { return $_[0]->{busy}; }
-sub lost { return $_[0]->{lost}; }
+# What a child process has inherited is its parent's.
+sub DESTROY
+{
+	my ($self) = @_;
+
+	$self->close if $self->{process} == $$ && ${^GLOBAL_PHASE} ne 'DESTRUCT';
+	return;
+}
+
+sub pid { return $_[0]{pid}; }
+sub busy { return $_[0]{busy}; }
+sub lost { return !$_[0]{conn} || PQstatus($_[0]{conn}) != CONNECTION_OK; }
 
 # What the result of the current or last request is.
-sub result { return $_[0]->{result}; }
+sub result { return $_[0]{result}; }
+
+# ---- requests ----------------------------------------------------------------------
 
 sub query
 {
@@ -93,8 +117,7 @@ sub ok
 	my ($self, $sql) = @_;
 	my $result = $self->query($sql);
 
-	croak "$sql: " . $result->code . ' ' . $result->message
-	  if $result->{lost} || $result->{error};
+	croak "$sql: " . $result->code . ' ' . $result->message if $result->code ne '';
 	return $result;
 }
 
@@ -119,8 +142,7 @@ sub prepare
 	my ($self, $name, $sql) = @_;
 
 	$self->_begin;
-	$self->_write($self->_message('P', "$name\0" . _bytes($sql) . "\0" . pack('n', 0))
-		  . $self->_message('S', ''));
+	$self->_must(PQsendPrepare($self->{conn}, $name, $sql, 0, undef));
 	return $self->finish;
 }
 
@@ -129,20 +151,7 @@ sub execute_prepared
 	my ($self, $name, @values) = @_;
 
 	$self->_begin;
-	$self->_write($self->_bind_and_execute($name, 0, @values)
-		  . $self->_message('S', ''));
-	return $self->finish;
-}
-
-# Fetches at most so many rows, and leaves the portal suspended.
-sub execute_some
-{
-	my ($self, $rows, $sql, @values) = @_;
-
-	$self->_begin;
-	$self->_write($self->_message('P', "\0" . _bytes($sql) . "\0" . pack('n', 0))
-		  . $self->_bind_and_execute('', $rows, @values)
-		  . $self->_message('S', ''));
+	$self->_must(PQsendQueryPrepared($self->{conn}, $name, scalar @values, \@values, undef, undef, 0));
 	return $self->finish;
 }
 
@@ -151,24 +160,25 @@ sub start
 	my ($self, $sql) = @_;
 
 	$self->_begin;
-	$self->_write($self->_message('Q', _bytes($sql) . "\0"));
+	$self->_must(PQsendQuery($self->{conn}, $sql));
+	$self->_must(PQsetSingleRowMode($self->{conn}));
 	return;
 }
 
 sub start_pipeline
 {
 	my ($self, @items) = @_;
-	my $out = '';
 
 	$self->_begin;
+	$self->{pipeline} = 1;
+	$self->_must(PQenterPipelineMode($self->{conn}));
 	foreach my $item (@items)
 	{
 		my ($sql, @values) = @$item;
 
-		$out .= $self->_message('P', "\0" . _bytes($sql) . "\0" . pack('n', 0))
-		  . $self->_bind_and_execute('', 0, @values);
+		$self->_must(PQsendQueryParams($self->{conn}, $sql, scalar @values, undef, \@values, undef, undef, 0));
 	}
-	$self->_write($out . $self->_message('S', ''));
+	$self->_must(PQpipelineSync($self->{conn}));
 	return;
 }
 
@@ -193,48 +203,21 @@ sub finish
 sub next_of
 {
 	my ($seconds, @connections) = @_;
-	my %by_handle = map { fileno($_->{socket}) => $_ } grep { $_->{busy} && !$_->{lost} } @connections;
-	my @done = grep { $_->{busy} && $_->{lost} } @connections;
+	my @busy = grep { $_->{busy} } @connections;
+	my @done = read_all(@busy);
+	my $sockets = '';
 
-	$_->_lose foreach @done;
-	return @done if @done || !%by_handle;
-	foreach my $socket (IO::Select->new(map { $_->{socket} } values %by_handle)->can_read($seconds))
-	{
-		my $connection = $by_handle{ fileno $socket };
-
-		$connection->_read;
-		push @done, $connection unless $connection->{busy};
-	}
-	return @done;
+	# libpq may have it already, or know that nothing more will come.
+	return @done if @done || !@busy;
+	vec($sockets, PQsocket($_->{conn}), 1) = 1 foreach @busy;
+	select $sockets, undef, undef, $seconds;
+	return read_all(@busy);
 }
 
-# ---- messages ------------------------------------------------------------------
-
-sub _bytes
+sub read_all
 {
-	my ($text) = @_;
-
-	utf8::encode($text) if utf8::is_utf8($text);
-	return $text;
-}
-
-sub _message
-{
-	my ($self, $type, $payload) = @_;
-
-	return $type . pack('N', 4 + length $payload) . $payload;
-}
-
-sub _bind_and_execute
-{
-	my ($self, $name, $rows, @values) = @_;
-	my $bind = "\0$name\0" . pack('n n', 0, scalar @values);
-
-	$bind .= defined $_ ? pack('N/a*', _bytes($_)) : pack('N', 0xffffffff) foreach @values;
-	return
-		$self->_message('B', $bind . pack('n', 0))
-	  . $self->_message('D', "P\0")
-	  . $self->_message('E', "\0" . pack('N', $rows));
+	$_->_read foreach @_;
+	return grep { !$_->{busy} } @_;
 }
 
 sub _begin
@@ -242,107 +225,83 @@ sub _begin
 	my ($self) = @_;
 
 	croak 'the connection is still busy' if $self->{busy};
+	croak 'the connection is closed' if !$self->{conn};
 	$self->{busy} = 1;
-	$self->{result} = bless { sets => [], notices => [], order => '', lost => 0 }, 'Wire::Result';
+	$self->{pipeline} = 0;
+	$self->{in_set} = 0;
+	$self->{result} = bless { sets => [], tags => [], notices => [], lost => 0 }, 'Wire::Result';
 	return;
 }
 
-sub _write
+# What libpq does not do by itself is our mistake. That the connection is lost will
+# be found when the answer is read.
+sub _must
 {
-	my ($self, $out) = @_;
+	my ($self, $done) = @_;
 
-	local $SIG{PIPE} = 'IGNORE';
-	while (!$self->{lost} && length $out)
-	{
-		my $written = syswrite($self->{socket}, $out);
-
-		next if !defined $written && $!{EINTR};
-		# There may be a last message to read; next_of() will find the end.
-		last unless defined $written;
-		substr($out, 0, $written, '');
-	}
+	croak PQerrorMessage($self->{conn}) unless $done || $self->lost;
 	return;
 }
 
-sub _lose
-{
-	my ($self) = @_;
-
-	$self->{lost} = 1;
-	$self->{busy} = 0;
-	$self->{result}{lost} = 1;
-	return;
-}
-
+# All that is there, without waiting. An answer ends with no result, that of a
+# pipeline with its own, since there each statement ends with none.
 sub _read
 {
 	my ($self) = @_;
-	my $got = sysread($self->{socket}, $self->{input}, 65536, length $self->{input});
+	my $conn = $self->{conn};
 
-	return if !defined $got && $!{EINTR};
-	return $self->_lose unless $got;
-	while ($self->{busy} && length $self->{input} >= 5)
+	PQconsumeInput($conn);
+	while ($self->{busy} && !PQisBusy($conn))
 	{
-		my ($type, $length) = unpack('a N', $self->{input});
+		my $result = PQgetResult($conn);
 
-		last if length $self->{input} < 1 + $length;
-		my $payload = substr($self->{input}, 5, $length - 4);
-		substr($self->{input}, 0, 1 + $length, '');
-		$self->_handle($type, $payload);
+		if ($result)
+		{
+			$self->_keep($result);
+			PQclear($result);
+		}
+		elsif (!$self->{pipeline} || $self->lost)
+		{
+			$self->{busy} = 0;
+		}
 	}
+	return if $self->{busy};
+	$self->_must(PQexitPipelineMode($conn)) if $self->{pipeline};
+	$self->{result}{lost} = $self->lost;
+	$self->{result}{status} = (qw(I A T E ?))[ PQtransactionStatus($conn) ];
 	return;
 }
 
-sub _fields
+sub _keep
 {
-	my ($payload) = @_;
+	my ($self, $result) = @_;
+	my $status = PQresultStatus($result);
+	my ($sets, $tags) = @{ $self->{result} }{qw(sets tags)};
 
-	return { map { substr($_, 0, 1) => substr($_, 1) } grep { length } split /\0/, $payload };
-}
-
-sub _handle
-{
-	my ($self, $type, $payload) = @_;
-	my $result = $self->{result};
-
-	$result->{order} .= $type;
-	if ($type eq 'T')
+	push @$tags, PQcmdStatus($result) if $status == PGRES_COMMAND_OK || $status == PGRES_TUPLES_OK;
+	if ($status == PGRES_SINGLE_TUPLE || $status == PGRES_TUPLES_OK)
 	{
-		my $count = unpack('n', $payload);
+		my @columns = 0 .. PQnfields($result) - 1;
 
-		push @{ $result->{sets} }, { columns => [ unpack("x2 (Z* x18)$count", $payload) ], rows => [] };
-	}
-	elsif ($type eq 'D')
-	{
-		my ($count, $at, @row) = (unpack('n', $payload), 2);
-
-		foreach (1 .. $count)
+		push @$sets, { columns => [ map { PQfname($result, $_) } @columns ], rows => [] } unless $self->{in_set};
+		$self->{in_set} = $status == PGRES_SINGLE_TUPLE;
+		foreach my $row (0 .. PQntuples($result) - 1)
 		{
-			my $length = unpack('N', substr($payload, $at, 4));
-
-			$at += 4;
-			if ($length == 0xffffffff)
-			{
-				push @row, undef;
-				next;
-			}
-			push @row, substr($payload, $at, $length);
-			$at += $length;
+			push @{ $sets->[-1]{rows} },
+			  [ map { PQgetisnull($result, $row, $_) ? undef : PQgetvalue($result, $row, $_) } @columns ];
 		}
-		push @{ $result->{sets}[-1]{rows} }, \@row;
 	}
-	elsif ($type eq 'C') { push @{ $result->{tags} }, unpack('Z*', $payload); }
-	elsif ($type eq 'E') { $result->{error} //= _fields($payload); }
-	elsif ($type eq 'N') { push @{ $result->{notices} }, _fields($payload); }
-	elsif ($type eq 'K') { $self->{pid} = unpack('N', $payload); }
-	elsif ($type eq 'Z')
+	elsif ($status == PGRES_FATAL_ERROR)
 	{
-		$result->{status} = $payload;
-		$self->{busy} = 0;
+		my $error = fields_of($result);
+
+		# That a connection was lost is libpq's own word, after the server's last.
+		$self->{result}{error} //= $error if defined $error->{C};
 	}
-	elsif ($type eq 'R')
+	elsif ($status == PGRES_PIPELINE_SYNC) { $self->{busy} = 0; }
+	elsif (!grep { $status == $_ } PGRES_EMPTY_QUERY, PGRES_COMMAND_OK, PGRES_PIPELINE_ABORTED)
 	{
-		croak 'the server wants a password' if unpack('N', $payload) != 0;
+		croak "an answer of another kind: $status";
 	}
 	return;
 }
