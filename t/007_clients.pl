@@ -9,14 +9,14 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 
 my $node = new_server('clients', conf => "max_prepared_transactions = 5\n");
-my $c = Wire->connect($node);
-my $rival = Wire->connect($node);
+my $c = Connection->connect($node);
+my $rival = Connection->connect($node);
 my $number = 0;
 
 $c->ok('CREATE TABLE effects (key text)');

@@ -10,12 +10,12 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use Test::More;
-use Wire;
 
 my $node = new_server('late');
-my ($late, $other, $operator) = map { Wire->connect($node) } 1 .. 3;
+my ($late, $other, $operator) = map { Connection->connect($node) } 1 .. 3;
 my $number = 0;
 
 $late->ok('CREATE TABLE effects (key text, owner text)');

@@ -32,9 +32,9 @@ use Clients::Others;
 use Clients::Record;
 use Clients::Steps;
 use Clients::Transactions;
+use Connection;
 use Test::More;
 use Time::HiRes qw(time);
-use Wire;
 
 # What the servers need.
 our $conf = <<'EOC';
@@ -73,14 +73,14 @@ sub run
 	srand $seed;
 	note("seed $seed");
 	begin_record(%option);
-	begin_steps(Wire->connect($node));
+	begin_steps(Connection->connect($node));
 
 	# No unique index: it is not the application that keeps effects from
 	# doubling.
 	$control->ok('CREATE TABLE effects (key text, body text)');
 
-	my @clients = map { { connection => Wire->connect($node), kind => 'client' } } 1 .. 20;
-	push @clients, { connection => Wire->connect($node), kind => 'cleaner' };
+	my @clients = map { { connection => Connection->connect($node), kind => 'client' } } 1 .. 20;
+	push @clients, { connection => Connection->connect($node), kind => 'cleaner' };
 
 	my $began = time;
 	my $stopping = 0;
@@ -99,7 +99,7 @@ sub run
 			next if $client->{callback} || $stopping;
 			if ($client->{connection}->lost)
 			{
-				$client->{connection} = Wire->connect($node);
+				$client->{connection} = Connection->connect($node);
 				delete $client->{hit_at};
 			}
 			# A client that is asleep between two steps has something in mind.
@@ -111,7 +111,7 @@ sub run
 			  : $dice < 0.98 ? look($client)
 			  :                forget($client);
 		}
-		foreach my $connection (Wire::next_of(0.005, map { $_->{connection} } @clients))
+		foreach my $connection (Connection::next_of(0.005, map { $_->{connection} } @clients))
 		{
 			my ($client) = grep { $_->{connection} == $connection } @clients;
 
@@ -123,7 +123,7 @@ sub run
 			disturb(@clients);
 			$next_hit += rand(300);
 		}
-		BAIL_OUT('a client gets no answer') if $now > $answered_at + $Wire::timeout;
+		BAIL_OUT('a client gets no answer') if $now > $answered_at + $Connection::timeout;
 	}
 
 	$control->ok("COMMIT PREPARED '$_->[0]'")

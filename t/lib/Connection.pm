@@ -1,19 +1,19 @@
 
-# Wire - a PostgreSQL connection for tests that need many at a time
+# Connection - a PostgreSQL connection for tests that need many at a time
 #
-#	my $c = Wire->connect($node);
+#	my $c = Connection->connect($node);
 #	my $r = $c->query('SELECT 1');                 # simple protocol
 #	my $r = $c->execute('SELECT $1::text', 'x');   # extended protocol
 #	my $r = $c->pipeline([$sql, @values], ...);    # several, one Sync
 #
 # start(), start_pipeline() send and return at once; finish() waits for the
-# answer of one connection, Wire::next_of(seconds, @connections) returns those
+# answer of one connection, Connection::next_of(seconds, @connections) returns those
 # that got theirs. So one process keeps dozens of connections busy.
 #
 # libpq does the work (Libpq.pm, which says why not a driver). Rows are taken one
 # at a time, so that those are kept, too, that an error follows.
 
-package Wire;
+package Connection;
 
 use strict;
 use warnings;
@@ -229,7 +229,7 @@ sub _begin
 	$self->{busy} = 1;
 	$self->{pipeline} = 0;
 	$self->{in_set} = 0;
-	$self->{result} = bless { sets => [], tags => [], notices => [], lost => 0 }, 'Wire::Result';
+	$self->{result} = bless { sets => [], tags => [], notices => [], lost => 0 }, 'Connection::Result';
 	return;
 }
 
@@ -308,7 +308,7 @@ sub _keep
 
 # ---- results -------------------------------------------------------------------
 
-package Wire::Result;
+package Connection::Result;
 
 # SQLSTATE; 'lost' if the connection ended, '' if all is well.
 sub code
