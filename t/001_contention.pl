@@ -8,15 +8,15 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Contention;
 use Extension;
 use Test::More;
-use Wire;
 
 my $connections = 64;
 my %rounds = (same_transaction => 1000, lease => 1000, waiting => 200);
 my $node = new_server('contention', conf => "max_connections = 100\nshared_buffers = 64MB\n");
-my $control = Wire->connect($node);
+my $control = Connection->connect($node);
 
 Contention::prepare($control);
 Contention::contend($node, $control, $_, $connections, $rounds{$_}) foreach @Contention::ways;

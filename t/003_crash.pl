@@ -13,11 +13,11 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use List::Util qw(max);
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 
 my $node = new_server('crash', conf => <<'EOC');
 fsync = on
@@ -42,7 +42,7 @@ sub connect_when_up
 	my $connection;
 
 	# Not only accepting connections, but after crash recovery is complete.
-	wait_until(sub { $connection = Wire->connect($node, fail_ok => 1) })
+	wait_until(sub { $connection = Connection->connect($node, fail_ok => 1) })
 	  or BAIL_OUT('the server did not come back');
 	return $connection;
 }
@@ -251,7 +251,7 @@ foreach my $round (1 .. 4)
 	}
 	while ($left > 0)
 	{
-		foreach my $c (Wire::next_of(0.01, @clients))
+		foreach my $c (Connection::next_of(0.01, @clients))
 		{
 			my $result = $c->result;
 
@@ -283,7 +283,7 @@ foreach my $round (1 .. 4)
 		}
 	}
 	$round % 2 ? kill_server() : kill_backend($clients[ rand @clients ]->pid);
-	wait_until(sub { Wire::next_of(0.1, @clients); !grep { $_->busy } @clients }) or BAIL_OUT('a client hangs');
+	wait_until(sub { Connection::next_of(0.1, @clients); !grep { $_->busy } @clients }) or BAIL_OUT('a client hangs');
 
 	my $c = connect_when_up();
 	my %rows = map { $_->[0] => $_ }

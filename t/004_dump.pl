@@ -7,14 +7,14 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 
 my $node = new_server('dump');
 my $directory = PostgreSQL::Test::Utils::tempdir();
-my $source = Wire->connect($node);
+my $source = Connection->connect($node);
 
 # One key of each kind, with everything that a row can hold and text that dumps
 # like to get wrong.
@@ -57,7 +57,7 @@ sub new_token
 sub check_copy
 {
 	my ($database, $title) = @_;
-	my $copy = Wire->connect($node, database => $database);
+	my $copy = Connection->connect($node, database => $database);
 
 	is_deeply($copy->ok($everything)->rows, $rows, "$title: every row as it was");
 	is(replay_of($copy, 'tenant', 'op', 'done'), qq({ "a":1.10,\n "a":"\\." }), "$title: a response is replayed byte for byte");
@@ -95,7 +95,7 @@ check_copy('custom', 'pg_restore');
 
 # Into a database that has been used: rows are added, and the sequence, which no
 # dump carries, goes on where it was.
-my $used = Wire->connect($node, database => 'used');
+my $used = Connection->connect($node, database => 'used');
 $used->ok('CREATE EXTENSION idempotency');
 new_token($used, "used $_") foreach 1 .. 50;
 my $late = $used->ok("SELECT token FROM idempotency.claim('tenant', 'op', 'late', lease => '1 microsecond')")->value;

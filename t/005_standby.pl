@@ -8,15 +8,15 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 
 my $primary = new_server('primary', init => { allows_streaming => 1 },
 	conf => "max_prepared_transactions = 5\n");
-my $p = Wire->connect($primary);
+my $p = Connection->connect($primary);
 
 $primary->backup('backup');
 my $standby = PostgreSQL::Test::Cluster->new('standby');
@@ -37,7 +37,7 @@ my $token = $p->ok("SELECT token FROM idempotency.claim('standby', 'op', 'runnin
 my $lapsed = $p->ok("SELECT token FROM idempotency.claim('standby', 'op', 'lapsed', lease => '1 microsecond')")->value;
 $primary->wait_for_catchup($standby, 'replay', $primary->lsn('insert'));
 
-my $s = Wire->connect($standby);
+my $s = Connection->connect($standby);
 
 is_deeply(
 	$s->ok("SELECT response_status, response_headers, response_body FROM idempotency.replay('standby', 'op', 'done')")->rows,
@@ -72,7 +72,7 @@ is(key_locks($s), 0, 'no key lock is taken here');
 # The primary is lost; the standby becomes it.
 $primary->stop('immediate');
 $standby->promote;
-$s = Wire->connect($standby);
+$s = Connection->connect($standby);
 ok(wait_until(sub { $s->ok('SELECT NOT pg_is_in_recovery()')->value eq 't' }), 'promoted');
 
 is($s->ok("SELECT outcome FROM idempotency.claim('standby', 'op', 'done', request => '1')")->value, 'replay', 'a repeat replays');

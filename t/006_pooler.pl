@@ -9,11 +9,11 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 
 my ($pgbouncer) = grep { -x } map { "$_/pgbouncer" } split(/:/, $ENV{PATH}), '/usr/sbin';
 
@@ -21,7 +21,7 @@ plan skip_all => 'pgbouncer is not installed' unless $pgbouncer;
 
 my $node = new_server('pooled');
 my $directory = PostgreSQL::Test::Utils::tempdir_short();
-my $direct = Wire->connect($node);
+my $direct = Connection->connect($node);
 my $user = getpwuid($>);
 my $port = PostgreSQL::Test::Cluster::get_free_port();
 my @poolers;
@@ -59,7 +59,7 @@ sub pooled
 	my ($at) = @_;
 	my $connection;
 
-	wait_until(sub { $connection = Wire->connect(undef, host => $at, port => $port, fail_ok => 1) })
+	wait_until(sub { $connection = Connection->connect(undef, host => $at, port => $port, fail_ok => 1) })
 	  or BAIL_OUT('the pooler does not answer');
 	return $connection;
 }

@@ -9,14 +9,14 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 
 my $node = new_server('clients', conf => "max_prepared_transactions = 5\n");
-my $c = Wire->connect($node);
-my $rival = Wire->connect($node);
+my $c = Connection->connect($node);
+my $rival = Connection->connect($node);
 my $number = 0;
 
 $c->ok('CREATE TABLE effects (key text)');
@@ -47,12 +47,11 @@ sub refused
 # The row comes first, the error follows it: who believes the row without
 # looking for the error goes wrong.
 my $result = $c->execute("$claim)", 'autocommit');
-like($result->{order}, qr/D.*EZ$/, 'autocommit, extended protocol: the error follows the row');
-is($result->value, 'claimed', 'autocommit: the row says "claimed"');
+is($result->value, 'claimed', 'autocommit, extended protocol: the row comes first, and says "claimed"');
 refused($result, 'autocommit', 'autocommit, extended protocol');
 
 $result = $c->query("SELECT outcome FROM idempotency.claim('clients', 'op', 'simple')");
-like($result->{order}, qr/^TD.*EZ$/, 'autocommit, simple protocol: the error follows the row');
+is($result->value, 'claimed', 'autocommit, simple protocol: the row comes first, and says "claimed"');
 refused($result, 'simple', 'autocommit, simple protocol');
 
 # Several statements in one message are one transaction.
@@ -165,14 +164,39 @@ $c->ok("DECLARE plain CURSOR FOR SELECT outcome FROM idempotency.claim('clients'
 is($c->ok('FETCH plain')->value, 'claimed', 'cursor: the claim comes with the first row');
 refused($c->query('COMMIT'), 'read', 'cursor');
 
-# A portal that is left when it has given one of its rows.
-$c->ok('BEGIN');
-$result = $c->execute_some(1,
-	q{SELECT c.outcome FROM generate_series(1, 3) i, idempotency.claim('clients', 'op', 'portal ' || i) c});
-like($result->{order}, qr/s/, 'portal: suspended after one row');
-is(scalar @{ $result->rows }, 1, 'portal: one row');
-is($c->query('COMMIT')->code, 'IK004', 'portal: what it has claimed counts');
-is(key_locks($rival), 0, 'portal: no lock is kept');
+# A portal that is left when it has given one of its rows. asyncpg asks for
+# the first row of a query and no more; libpq has no way to.
+SKIP:
+{
+	my $python = $ENV{PYTHON} // '/usr/bin/python3';
+	my $script = <<'EOS';
+import asyncio, asyncpg, sys
+
+claims = "SELECT c.outcome FROM generate_series(1, 3) i, idempotency.claim('clients', 'op', $1 || i) c"
+locks = "SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory'"
+
+async def main(host, port):
+    connection = await asyncpg.connect(host=host, port=port, database='postgres')
+    await connection.execute('BEGIN')
+    print(*await connection.fetchrow(claims, 'portal '), await connection.fetchval(locks))
+    for statement in connection.execute('COMMIT'), connection.fetchrow(claims, 'autocommitted portal '):
+        try:
+            await statement
+        except asyncpg.PostgresError as error:
+            print(error.sqlstate)
+
+asyncio.run(main(*sys.argv[1:]))
+EOS
+
+	skip 'asyncpg is not installed', 4 if system("'$python' -c 'import asyncpg' >/dev/null 2>&1") != 0;
+	my ($out, $err) = run_command([ $python, '-c', $script, $node->host, $node->port ]);
+	my @said = split /\n/, $out;
+
+	is($said[0], 'claimed 1', 'portal: it gave one row, and has claimed one key') or diag($err);
+	is($said[1], 'IK004', 'portal: what it has claimed counts');
+	is($said[2], 'IK004', 'portal: in autocommit, too');
+	is(key_locks($rival), 0, 'portal: no lock is kept');
+}
 
 # ---- the server's own ways to commit ----------------------------------------------------------
 

@@ -11,10 +11,10 @@ use FindBin;
 use lib "$FindBin::RealBin/lib";
 
 use Clients;
+use Connection;
 use Contention;
 use Extension;
 use Test::More;
-use Wire;
 
 # ---- 4 bits ------------------------------------------------------------------------
 
@@ -22,7 +22,7 @@ my $node = new_server('collisions', conf => $Clients::conf);
 
 use_library($node, build_library('bits', '-DIDEM_LOCK_HASH_BITS=4'));
 
-my ($c, $rival) = (Wire->connect($node), Wire->connect($node));
+my ($c, $rival) = (Connection->connect($node), Connection->connect($node));
 my $number = 0;
 
 $c->ok("SET lock_timeout = '100s'");
@@ -147,7 +147,7 @@ $node->stop;
 
 $node = new_server('lockless', conf => $Clients::conf);
 use_library($node, build_library('lockless', '-DIDEM_NO_LOCKS'));
-($c, $rival) = (Wire->connect($node), Wire->connect($node));
+($c, $rival) = (Connection->connect($node), Connection->connect($node));
 
 # Two owners in two transactions: the first to commit wins.
 $_->ok('BEGIN') foreach $c, $rival;

@@ -9,10 +9,10 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 
 # As servers log by default, and more: every field, and every lock that is
 # waited for.
@@ -22,8 +22,8 @@ log_lock_waits = on
 deadlock_timeout = 10ms
 max_prepared_transactions = 5
 EOC
-my $c = Wire->connect($node);
-my $rival = Wire->connect($node);
+my $c = Connection->connect($node);
+my $rival = Connection->connect($node);
 
 # Everything that a call carries has a canary in it, as text and as bytes.
 my @id = ('Canary scope', 'Canary operation', 'Canary key');
@@ -191,7 +191,7 @@ $_->ok('BEGIN') foreach $c, $rival;
 call($c, 'claim($1, $2, $3, $4)', @key, $request);
 call($rival, 'claim($1, $2, $3, $4)', @other, $request);
 $c->start_pipeline([ q{SELECT * FROM idempotency.claim($1, $2, $3, $4, wait => '60 s')}, @other, $request ]);
-my $control = Wire->connect($node);
+my $control = Connection->connect($node);
 wait_until(sub { $control->ok('SELECT count(*) FROM pg_locks WHERE NOT granted')->value == 1 });
 $rival->start_pipeline([ q{SELECT * FROM idempotency.claim($1, $2, $3, $4, wait => '60 s')}, @key, $request ]);
 # One of the two is the victim; which one is a matter of timing.
@@ -204,8 +204,8 @@ $_->ok('ROLLBACK') foreach $c, $rival;
 $c->ok('CREATE ROLE nobody LOGIN; CREATE ROLE application LOGIN');
 $c->ok("SELECT idempotency.grant_usage('application')");
 $c->ok('GRANT USAGE ON SCHEMA idempotency TO nobody');
-my $nobody = Wire->connect($node, user => 'nobody');
-my $application = Wire->connect($node, user => 'application');
+my $nobody = Connection->connect($node, user => 'nobody');
+my $application = Connection->connect($node, user => 'application');
 fails('42501', 'no privilege: claim', $nobody, 'claim($1, $2, $3, $4)', @id, $request);
 fails('42501', 'no privilege: forget', $application, 'forget($1, $2, $3)', @id);
 keep($application->execute('SELECT * FROM idempotency.idempotency_keys WHERE key = $1', $id[2]));
@@ -219,7 +219,7 @@ $c->ok('BEGIN');
 call($c, 'claim($1, $2, $3, $4)', @key, $request);
 $rival->start_pipeline([ q{SELECT * FROM idempotency.claim($1, $2, $3, $4, wait => '60 s')}, @key, $request ]);
 wait_until(sub { $control->ok('SELECT count(*) FROM pg_locks WHERE NOT granted')->value == 1 });
-$control->ok('SELECT pg_terminate_backend($_)' =~ s/\$_/$rival->{pid}/r);
+$control->ok('SELECT pg_terminate_backend(' . $rival->pid . ')');
 is(keep($rival->finish)->code, '57P01', 'terminated while waiting');
 $c->ok('ROLLBACK');
 

@@ -8,12 +8,12 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use Test::More;
-use Wire;
 
 my $node = new_server('hostile', conf => "max_prepared_transactions = 5\n");
-my $control = Wire->connect($node);
+my $control = Connection->connect($node);
 
 $control->ok(q{
 	CREATE ROLE application LOGIN;
@@ -80,7 +80,7 @@ sub story
 	return \@answers;
 }
 
-my $plain = Wire->connect($node, user => 'application');
+my $plain = Connection->connect($node, user => 'application');
 my $expected = story($plain, 'plain');
 
 is_deeply(
@@ -125,7 +125,7 @@ foreach my $title (sort keys %settings)
 
 		$control->ok("ALTER ROLE application SET $name TO $literal");
 	}
-	my $c = Wire->connect($node, user => 'application');
+	my $c = Connection->connect($node, user => 'application');
 
 	is_deeply(story($c, $title), $expected, $title);
 	is(key_locks($control), 0, "$title: no key lock is left");
@@ -135,7 +135,7 @@ $control->ok('ALTER ROLE application RESET ALL');
 
 # Read-only by default: refused, with a way out, and looking works.
 $control->ok('ALTER DATABASE postgres SET default_transaction_read_only = on');
-my $c = Wire->connect($node, user => 'application');
+my $c = Connection->connect($node, user => 'application');
 my $result = $c->query("SELECT outcome FROM idempotency.claim('plain', 'op', 'five')");
 is($result->code, '25006', 'read-only by default: claim is refused');
 like($result->hint, qr/read-write transaction/, 'read-only by default: the hint says what to do');
@@ -148,8 +148,8 @@ $c->close(terminate => 1);
 
 # A short lock_timeout ends a wait for a rival, and nothing else.
 $control->ok("ALTER ROLE application SET lock_timeout = '20ms'");
-$c = Wire->connect($node, user => 'application');
-my $rival = Wire->connect($node);
+$c = Connection->connect($node, user => 'application');
+my $rival = Connection->connect($node);
 $rival->ok("BEGIN; SELECT FROM idempotency.claim('plain', 'op', 'six')");
 is($c->ok("SELECT outcome FROM idempotency.claim('plain', 'op', 'six', lease => '1 s')")->value, 'in_progress', 'lock_timeout: no wait, no error');
 is($c->query("SELECT FROM idempotency.claim('plain', 'op', 'six', wait => '60 s')")->code, '55P03', 'lock_timeout: shorter than the wait');
@@ -163,7 +163,7 @@ $c->close(terminate => 1);
 # The application's own schema comes first, with types, functions and operators
 # that would betray themselves; so do its temporary objects.
 $control->ok('ALTER ROLE application RESET ALL');
-$c = Wire->connect($node, user => 'application');
+$c = Connection->connect($node, user => 'application');
 $c->ok(q{
 	CREATE SCHEMA evil;
 	CREATE FUNCTION evil.betray() RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE 'betrayed'; END $$;

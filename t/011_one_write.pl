@@ -9,12 +9,12 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use Test::More;
-use Wire;
 
 my $node = new_server('writes', conf => "autovacuum = off\n");
-my $c = Wire->connect($node);
+my $c = Connection->connect($node);
 my $keys = 20_000;
 
 # Claims and completes so many keys, a hundred to a transaction; every third
@@ -65,7 +65,7 @@ note('seconds: ' . $c->ok("SELECT extract(epoch FROM clock_timestamp() - '$start
 
 # Repeats, rivals and mistakes write nothing; their transactions stay read-only
 # and get no number.
-my $rival = Wire->connect($node);
+my $rival = Connection->connect($node);
 $rival->ok("BEGIN; SELECT FROM idempotency.claim('many', 'op', 'rival')");
 foreach my $case (
 	[ replay => q{claim('many', 'op', '1')} ],

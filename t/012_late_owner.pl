@@ -10,12 +10,12 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use Test::More;
-use Wire;
 
 my $node = new_server('late');
-my ($late, $other, $operator) = map { Wire->connect($node) } 1 .. 3;
+my ($late, $other, $operator) = map { Connection->connect($node) } 1 .. 3;
 my $number = 0;
 
 $late->ok('CREATE TABLE effects (key text, owner text)');
@@ -43,7 +43,7 @@ sub execute_as
 # The first owner's business transaction, after all.
 sub is_refused
 {
-	my ($key, $token, $detail, $title) = @_;
+	my ($key, $token, $reason, $title) = @_;
 
 	foreach my $level ('READ COMMITTED', 'REPEATABLE READ', 'SERIALIZABLE')
 	{
@@ -51,7 +51,7 @@ sub is_refused
 		my $result = execute_as($late, 'late', $key, $token);
 
 		is($result->code, 'IK001', "$title: refused ($level)");
-		is($result->detail, $detail, "$title: because of what ($level)");
+		is($result->reason, $reason, "$title: because of what ($level)");
 		is($late->query('COMMIT')->{tags}[0], 'ROLLBACK', "$title: it cannot commit ($level)");
 	}
 	is($late->ok("SELECT count(*) FROM effects WHERE key = '$key' AND owner = 'late'")->value, 0, "$title: nothing is booked");

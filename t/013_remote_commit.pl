@@ -10,10 +10,10 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 
 my $node = new_server('remote', conf => "max_prepared_transactions = 5\n");
 my $has_fdw = $node->safe_psql('postgres',
@@ -181,14 +181,14 @@ sub try_all
 {
 	my ($how) = @_;
 
-	$near = Wire->connect($node);
-	$far = Wire->connect($node, database => 'far');
+	$near = Connection->connect($node);
+	$far = Connection->connect($node, database => 'far');
 	foreach my $past (sort keys %before)
 	{
 		foreach my $order (@orders)
 		{
 			my ($title, @messages) = @$order;
-			my $wire = Wire->connect($node);
+			my $wire = Connection->connect($node);
 			my $code;
 
 			$wire->ok($_) foreach @{ $before{$past} };
@@ -213,7 +213,7 @@ try_all('preloaded');
 
 # ---- completed -------------------------------------------------------------------
 
-my $wire = Wire->connect($node);
+my $wire = Connection->connect($node);
 
 sub is_booked
 {

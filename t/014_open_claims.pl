@@ -9,12 +9,12 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use Test::More;
-use Wire;
 
 my $node = new_server('open');
-my $wire = Wire->connect($node);
+my $wire = Connection->connect($node);
 
 $wire->ok(q{
 	CREATE PROCEDURE transactions(n int, what text) LANGUAGE plpgsql AS $$

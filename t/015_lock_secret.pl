@@ -8,11 +8,11 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Cwd qw(abs_path);
 use Extension;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 
 # ---- the digest, against the vectors of its paper ----------------------------------------
 
@@ -47,7 +47,7 @@ is($digests[15], 'a129ca6149be45e5', 'of 15 bytes, as in the paper');
 # ---- pg_locks ----------------------------------------------------------------------------
 
 my $node = new_server('secret');
-my ($claimer, $other) = map { Wire->connect($node) } 1 .. 2;
+my ($claimer, $other) = map { Connection->connect($node) } 1 .. 2;
 
 $node->safe_psql('postgres', 'CREATE DATABASE second; CREATE ROLE nobody LOGIN; CREATE ROLE watch LOGIN IN ROLE pg_monitor');
 $node->safe_psql('second', 'CREATE EXTENSION idempotency');
@@ -55,7 +55,7 @@ $node->safe_psql('second', 'CREATE EXTENSION idempotency');
 sub tag_of
 {
 	my ($database, $key) = @_;
-	my $connection = Wire->connect($node, database => $database);
+	my $connection = Connection->connect($node, database => $database);
 
 	$connection->ok('BEGIN');
 	$connection->ok("SELECT FROM idempotency.claim('acme', 'POST /pay', '$key')");

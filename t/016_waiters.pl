@@ -10,16 +10,16 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use Test::More;
-use Wire;
 
 my $node = new_server('waiters', conf => <<'EOC');
 shared_preload_libraries = 'idempotency'
 idempotency.max_waiters_per_key = 2
 idempotency.max_waiters = 3
 EOC
-my ($owner, $control, @clients) = map { Wire->connect($node) } 1 .. 8;
+my ($owner, $control, @clients) = map { Connection->connect($node) } 1 .. 8;
 
 sub waits
 {
@@ -79,7 +79,7 @@ is($clients[$_]->finish->row->{outcome}, 'replay', 'who waits gets the answer') 
 claim('ends');
 foreach my $end ('cancel', 'terminate', 'savepoint', 'time-out')
 {
-	my ($first, $second) = map { Wire->connect($node) } 1 .. 2;
+	my ($first, $second) = map { Connection->connect($node) } 1 .. 2;
 
 	begin_to_wait($second, 'ends');
 	if ($end eq 'time-out')
@@ -98,7 +98,7 @@ foreach my $end ('cancel', 'terminate', 'savepoint', 'time-out')
 		$first->finish;
 	}
 	ok(wait_until(sub { $control->ok("SELECT count(*) FROM pg_stat_activity WHERE pid = " . $first->pid . " AND state = 'active'")->value == 0 }), "$end: its wait is over");
-	my $third = Wire->connect($node);
+	my $third = Connection->connect($node);
 	begin_to_wait($third, 'ends');
 	$control->ok('SELECT pg_cancel_backend(' . $_->pid . ')') foreach $second, $third;
 	$_->finish foreach $second, $third;

@@ -10,12 +10,12 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use Test::More;
-use Wire;
 
 my $node = new_server('tokens', conf => "shared_preload_libraries = 'idempotency'\nmax_connections = 60\n");
-my $control = Wire->connect($node);
+my $control = Connection->connect($node);
 
 # ---- many at once ------------------------------------------------------------------
 
@@ -34,7 +34,7 @@ foreach my $round (1 .. 3)
 		SELECT now(), now() + interval '1 day', 1, (extract(epoch FROM clock_timestamp())::bigint << 20) + 100 + 2 * i, now(), 60000, 'tokens', 'many', i::text, 'in_progress'
 		FROM generate_series(1, $leases) i");
 
-	my @workers = map { Wire->connect($node) } 1 .. $clients;
+	my @workers = map { Connection->connect($node) } 1 .. $clients;
 	foreach my $no (0 .. $#workers)
 	{
 		# Each its own keys and some of its neighbour's.
@@ -55,7 +55,7 @@ foreach my $round (1 .. 3)
 
 # The sequence goes back between two claims, so that it gives the earlier owner's
 # number again; who was late with the first is refused.
-my ($first, $second) = map { Wire->connect($node) } 1 .. 2;
+my ($first, $second) = map { Connection->connect($node) } 1 .. 2;
 my $late = $first->ok("SELECT token FROM idempotency.claim('tokens', 'owner', 'k', lease => '1 ms')")->value;
 my $number = $control->ok('SELECT last_value FROM idempotency.token_seq')->value;
 

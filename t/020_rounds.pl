@@ -9,11 +9,11 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(sleep);
-use Wire;
 use Worker;
 
 # In UTF8: a long message is clipped at a character, not in one.
@@ -100,7 +100,7 @@ $node->reload;
 # launcher has read it cannot be seen.
 ok(wait_until(sub { my $runs = last_run($node, 'good1'); sleep 2.2; last_run($node, 'good1') == $runs }),
 	'switched off, no round follows');
-ok(wait_until(sub { Wire->connect($node)->ok('SHOW idempotency.cleanup_enabled')->value eq 'off' }), 'the setting has arrived');
+ok(wait_until(sub { Connection->connect($node)->ok('SHOW idempotency.cleanup_enabled')->value eq 'off' }), 'the setting has arrived');
 is(health_of($node, 'worker')->{status}, 'warn', 'and health() says so');
 
 # Cured. Who asks for a round gets one, with nobody left out.

@@ -9,10 +9,10 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 use Worker;
 
 # A run through 40,000 keys takes ten minutes.
@@ -34,7 +34,7 @@ sub succeeds
 
 	foreach (1 .. 6)
 	{
-		$result = Wire->connect($node)->query($command);
+		$result = Connection->connect($node)->query($command);
 		last unless $result->code eq '55006';
 	}
 	diag($result->message) if $result->code;
@@ -74,7 +74,7 @@ foreach my $case (
 
 # During a run that begins over and over.
 new_database($node, 'busy', 40_000);
-my $wire = Wire->connect($node);
+my $wire = Connection->connect($node);
 foreach my $i (1 .. 3)
 {
 	$wire->ok('SELECT idempotency.request_cleanup()');
@@ -86,25 +86,25 @@ succeeds('DROP DATABASE busy');
 # DROP DATABASE ... FORCE ends the process.
 new_database($node, 'forced', 40_000);
 slow_run($node, 'forced');
-is(Wire->connect($node)->query('DROP DATABASE forced WITH (FORCE)')->code, '', 'DROP DATABASE ... WITH (FORCE)');
+is(Connection->connect($node)->query('DROP DATABASE forced WITH (FORCE)')->code, '', 'DROP DATABASE ... WITH (FORCE)');
 
 # Both kinds of DROP EXTENSION: between batches, and while a batch waits.
 new_database($node, 'without', 40_000);
 my $pid = slow_run($node, 'without');
 my $log = -s $node->logfile;
-is_within(60, sub { Wire->connect($node, database => 'without')->query('DROP EXTENSION idempotency')->code eq '' },
+is_within(60, sub { Connection->connect($node, database => 'without')->query('DROP EXTENSION idempotency')->code eq '' },
 	'DROP EXTENSION during a run');
 ok(wait_until(sub { !kill 0, $pid }), 'DROP EXTENSION: the process has left');
 is(scalar(troubles_but_refusals($log)), 0, 'DROP EXTENSION: nothing in the log') or diag(troubles($node, $log));
 unlike(server_log($node, $log), qr/could not clean up/, 'DROP EXTENSION: no failure');
 
-my $owner = Wire->connect($node, database => 'without');
+my $owner = Connection->connect($node, database => 'without');
 $owner->ok('CREATE EXTENSION idempotency');
 fill_with_expired($node, 'without', 40_000);
 $pid = slow_run($node, 'without');
 $log = -s $node->logfile;
 $owner->ok('BEGIN; DROP EXTENSION idempotency');
-my $watch = Wire->connect($node);
+my $watch = Connection->connect($node);
 ok(wait_until(sub { ($watch->ok("SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $pid")->value // '') eq 't' }),
 	'a batch waits for a DROP EXTENSION that is not committed');
 $owner->ok('COMMIT');

@@ -9,10 +9,10 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 use Worker;
 
 my $node = new_preloaded_server('survival', conf => <<'EOC');
@@ -28,7 +28,7 @@ sub launched_anew
 	my $pid;
 
 	wait_until(sub {
-		my $wire = Wire->connect($node, fail_ok => 1) or return 0;
+		my $wire = Connection->connect($node, fail_ok => 1) or return 0;
 		my $result = $wire->query("SELECT pid FROM pg_stat_activity WHERE backend_type = 'idempotency launcher'");
 
 		$pid = $result->value;
@@ -89,7 +89,7 @@ $node->start;
 # Nobody answers for the synchronous standby. Clean-up does not wait for it.
 $node->append_conf('postgresql.conf', "synchronous_standby_names = 'nobody'");
 $node->reload;
-my $client = Wire->connect($node, database => 'work');
+my $client = Connection->connect($node, database => 'work');
 wait_until(sub { $client->ok('SHOW synchronous_standby_names')->value eq 'nobody' });
 slow_run($node, 'work');
 my $before = $client->ok('SELECT count(*) FROM idempotency.idempotency_keys')->value;

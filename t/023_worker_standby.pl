@@ -8,11 +8,11 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 use Worker;
 
 my $primary = new_preloaded_server('primary', init => { allows_streaming => 1 },
@@ -25,7 +25,7 @@ my $runs = last_run($primary, 'postgres');
 ok(wait_until(sub { last_run($primary, 'postgres') >= $runs + 3 }), 'rounds on the primary');
 $primary->wait_for_catchup($standby, 'replay', $primary->lsn('insert'));
 
-my $s = Wire->connect($standby);
+my $s = Connection->connect($standby);
 is($s->ok("SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'idempotency%'")->value, 0,
 	'nothing runs on the standby');
 is($s->ok('SELECT idempotency.request_cleanup()')->value, 'f', 'who asks for clean-up is told that nobody is there');
@@ -38,7 +38,7 @@ unlike(server_log($standby), qr/idempotency clean-up|idempotency launcher/, 'not
 $primary->stop('immediate');
 $standby->promote;
 ok(launcher_pid($standby), 'promoted, the launcher starts');
-$s = Wire->connect($standby);
+$s = Connection->connect($standby);
 fill_with_expired($standby, 'postgres', 100);
 ok(wait_until(sub { keys_left($standby, 'postgres') == 0 }), 'and cleans up');
 is($s->ok('SELECT idempotency.request_cleanup()')->value, 't', 'on request too');

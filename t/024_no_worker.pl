@@ -8,10 +8,10 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 use Worker;
 
 my $node = new_preloaded_server('no_worker', conf => "max_worker_processes = 0\n");
@@ -56,7 +56,7 @@ is(health_of($node, 'worker')->{status}, 'ok', 'and health() is content');
 # Not preloaded.
 $node->append_conf('postgresql.conf', "shared_preload_libraries = ''");
 $node->restart;
-my $wire = Wire->connect($node);
+my $wire = Connection->connect($node);
 foreach my $statement ('SELECT * FROM idempotency.stats', 'SELECT idempotency.stats_reset()', 'SELECT idempotency.request_cleanup()')
 {
 	my $result = $wire->query($statement);

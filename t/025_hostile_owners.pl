@@ -9,10 +9,10 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 use Worker;
 
 my $node = new_preloaded_server('hostile', conf => "idempotency.cleanup_batch_size = 10\nidempotency.cleanup_pause = 0\n");
@@ -44,9 +44,9 @@ my %hostile = (
 foreach my $setting (sort keys %hostile)
 {
 	# What this server does not let anybody set is no danger.
-	Wire->connect($node)->query("ALTER DATABASE settings SET $setting = $hostile{$setting}");
+	Connection->connect($node)->query("ALTER DATABASE settings SET $setting = $hostile{$setting}");
 }
-my $wire = Wire->connect($node, database => 'settings', options => $tame);
+my $wire = Connection->connect($node, database => 'settings', options => $tame);
 cmp_ok($wire->ok("SELECT cardinality(setconfig) FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase WHERE datname = 'settings'")->value,
 	'>=', keys(%hostile) - 3, 'hostile settings');
 sub cleaned { return $wire->ok('SELECT count(*) = 0 FROM idempotency.idempotency_keys')->value eq 't'; }
@@ -63,7 +63,7 @@ is($wire->query("INSERT INTO idempotency.idempotency_keys
 	SELECT now() - interval '2 days', now() - interval '1 day', now(), 1, 's', 'op', g, 'completed' FROM generate_series(1, 5) g")->code, '', 'more keys');
 request_round($node);
 ok(wait_until(\&cleaned), 'as is one where the superuser itself is read-only');
-Wire->connect($node, options => $tame)->ok('ALTER ROLE ' . scalar(getpwuid($>)) . ' RESET ALL');
+Connection->connect($node, options => $tame)->ok('ALTER ROLE ' . scalar(getpwuid($>)) . ' RESET ALL');
 
 # ---- what an unprivileged owner of the tables plants ------------------------------
 
@@ -142,7 +142,7 @@ harmless('planted', 'the worker', qw(before after runs index check rule));
 # The same with CALL: by a superuser, and by an operator. Settings of theirs stay.
 foreach my $who ('superuser', 'operator')
 {
-	my $caller = Wire->connect($node, database => 'planted', $who eq 'operator' ? (user => 'operator') : ());
+	my $caller = Connection->connect($node, database => 'planted', $who eq 'operator' ? (user => 'operator') : ());
 
 	$node->safe_psql('planted', 'TRUNCATE public.seen');
 	fill_with_expired($node, 'planted', 25);
@@ -162,7 +162,7 @@ ok(cleaned_again($node, 'deferred'), 'a deferred trigger: the worker comes');
 is($node->safe_psql('deferred', 'SELECT count(*) FROM public.seen'), 0, 'a deferred trigger is not run as the worker');
 is($node->safe_psql('deferred', 'SELECT sqlstate FROM idempotency.cleanup_runs ORDER BY id DESC LIMIT 1'), '42501',
 	'it fails there, once');
-is(Wire->connect($node, database => 'deferred')->query('CALL idempotency.maintain()')->code, '42501', 'nor as a superuser who maintains');
+is(Connection->connect($node, database => 'deferred')->query('CALL idempotency.maintain()')->code, '42501', 'nor as a superuser who maintains');
 is($node->safe_psql('postgres', "SELECT count(*) FROM pg_roles WHERE rolname = 'mine' OR rolname = 'weak' AND rolsuper"), 0,
 	'nobody has become a superuser');
 

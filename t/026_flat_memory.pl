@@ -8,14 +8,14 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 use Worker;
 
 my $node = new_preloaded_server('memory');
-my $wire = Wire->connect($node);
+my $wire = Connection->connect($node);
 
 # Also what goes wrong every time must not add up.
 $node->safe_psql('postgres', 'CREATE DATABASE broken');

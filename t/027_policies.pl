@@ -9,15 +9,15 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 
 my $node = new_server('policies', init => { allows_streaming => 'logical' }, conf => "max_prepared_transactions = 2\n");
-my $a = Wire->connect($node);
-my $b = Wire->connect($node);
+my $a = Connection->connect($node);
+my $b = Connection->connect($node);
 my $keys = 0;
 
 # Hours that a key of this operation would live.
@@ -89,7 +89,7 @@ $node->safe_psql('source', q{CREATE EXTENSION idempotency;
 	CREATE PUBLICATION p FOR TABLE idempotency.policies;
 	SELECT pg_create_logical_replication_slot('s', 'pgoutput');
 	INSERT INTO idempotency.policies (operation, ttl) VALUES ('copied', '9 hours')});
-my $source = Wire->connect($node, database => 'source');
+my $source = Connection->connect($node, database => 'source');
 my $connection = 'host=' . $node->host . ' port=' . $node->port . ' dbname=source';
 is(hours($a, 'copied'), 24, 'before the subscription');
 $b->ok("CREATE SUBSCRIPTION s CONNECTION '$connection' PUBLICATION p WITH (create_slot = false, slot_name = s, copy_data = false)");

@@ -8,11 +8,11 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 use Worker;
 
 my $pg_config = $ENV{PG_CONFIG} || 'pg_config';
@@ -38,7 +38,7 @@ my $node = new_cron_server('cron', '');
 my $background = new_cron_server('background', "cron.use_background_workers = on\n");
 $node->safe_psql('postgres', 'CREATE ROLE other LOGIN; CREATE DATABASE without');
 
-my $wire = Wire->connect($node);
+my $wire = Connection->connect($node);
 
 sub jobs
 {
@@ -53,7 +53,7 @@ is_deeply(jobs(), [ [ '* * * * *', 'CALL idempotency.maintain()', 'postgres', 't
 
 # In another database without pg_cron.
 $node->safe_psql('without', 'CREATE EXTENSION idempotency');
-my $without = Wire->connect($node, database => 'without');
+my $without = Connection->connect($node, database => 'without');
 foreach my $call ('schedule_cleanup()', 'unschedule_cleanup()')
 {
 	my $result = $without->query("SELECT idempotency.$call");
@@ -87,7 +87,7 @@ is($wire->ok("SELECT idempotency.schedule_cleanup('* * * * *')")->value, $job, '
 is($wire->ok("SELECT to_regclass('idempotency.policies') IS NOT NULL")->value, 't', 'the tables are there');
 
 # Whose job it is.
-my $other = Wire->connect($node, user => 'other');
+my $other = Connection->connect($node, user => 'other');
 is($other->query('SELECT idempotency.schedule_cleanup()')->code, '42501', 'who was granted nothing schedules nothing');
 $wire->ok("SELECT idempotency.grant_operator('other'); SELECT has_function_privilege('other', 'idempotency.schedule_cleanup(text)', 'EXECUTE')");
 if ($wire->ok("SELECT has_function_privilege('other', 'idempotency.schedule_cleanup(text)', 'EXECUTE')")->value eq 't')
@@ -113,7 +113,7 @@ $wire->ok('RESET search_path');
 foreach my $case ([ 'over a connection', $node ], [ 'in a background process', $background ])
 {
 	my ($what, $server) = @$case;
-	my $look = Wire->connect($server);
+	my $look = Connection->connect($server);
 
 	ok(wait_until(sub { $look->ok("SELECT count(*) FROM cron.job_run_details WHERE status IN ('succeeded', 'failed')")->value > 0 }),
 		"$what: the job ran");

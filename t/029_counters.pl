@@ -8,10 +8,10 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 use Worker;
 
 my $node = new_preloaded_server('counters');
@@ -64,7 +64,7 @@ is(counters('one'), '7|4|1|1|1|2|1|40|36.36', 'once(): a claim with its completi
 # Switched off; only a superuser may.
 in_one("SET idempotency.track = off; BEGIN; $claim 'untracked'); ROLLBACK");
 is(counters('one'), '7|4|1|1|1|2|1|40|36.36', 'track = off: not counted');
-is(Wire->connect($node, database => 'one')->query('SET idempotency.track = on')->code, '', 'a superuser sets track');
+is(Connection->connect($node, database => 'one')->query('SET idempotency.track = on')->code, '', 'a superuser sets track');
 
 # Reset: of this database.
 $node->safe_psql('two', "BEGIN; $claim 'a'); SELECT idempotency.complete('s', 'o', 'a', 200); COMMIT");
@@ -75,12 +75,12 @@ isnt($node->safe_psql('one', "SELECT last_cleanup FROM idempotency.stats WHERE d
 
 # A monitor sees counters and nothing else; somebody else not even those.
 $node->safe_psql('two', "CREATE ROLE monitor LOGIN; CREATE ROLE stranger LOGIN; SELECT idempotency.grant_monitor('monitor')");
-my $monitor = Wire->connect($node, database => 'two', user => 'monitor');
+my $monitor = Connection->connect($node, database => 'two', user => 'monitor');
 is($monitor->ok("SELECT claims FROM idempotency.stats WHERE database = 'two'")->value, 1, 'a monitor sees them');
 is($monitor->ok('SELECT count(*) FROM idempotency.health()')->value, 10, 'and health()');
 is($monitor->query('SELECT idempotency.stats_reset()')->code, '42501', 'but resets nothing');
 is($monitor->query('SELECT FROM idempotency.idempotency_keys')->code, '42501', 'and sees no keys');
-is(Wire->connect($node, database => 'two', user => 'stranger')->query('SELECT FROM idempotency.stats')->code, '42501', 'a stranger sees nothing');
+is(Connection->connect($node, database => 'two', user => 'stranger')->query('SELECT FROM idempotency.stats')->code, '42501', 'a stranger sees nothing');
 
 # A database that is gone leaves no trace; its place is free.
 $node->safe_psql('postgres', 'DROP DATABASE one');

@@ -7,15 +7,15 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time);
-use Wire;
 use Worker;
 
 my $node = new_preloaded_server('health', conf => "autovacuum = off\nshared_buffers = 256MB\nmax_wal_size = 4GB\n");
-my $wire = Wire->connect($node);
+my $wire = Connection->connect($node);
 
 sub fill
 {

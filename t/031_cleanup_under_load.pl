@@ -8,10 +8,10 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 use Worker;
 
 my $node = new_preloaded_server('load', conf => <<'EOC');
@@ -20,7 +20,7 @@ idempotency.cleanup_pause = 0
 idempotency.cleanup_interval = 1s
 idempotency.warn_held = 0
 EOC
-my $wire = Wire->connect($node);
+my $wire = Connection->connect($node);
 
 # What must never go, in the midst of what has expired: all of them have a
 # lifetime that is over.

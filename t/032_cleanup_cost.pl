@@ -9,10 +9,10 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 use Worker;
 
 # Nobody flushes but who commits.
@@ -25,8 +25,8 @@ bgwriter_delay = 10s
 autovacuum = off
 checkpoint_timeout = 1h
 EOC
-my $wire = Wire->connect($node);
-my $reader = Wire->connect($node);
+my $wire = Connection->connect($node);
+my $reader = Connection->connect($node);
 
 # The round at the start must not come in between.
 cleaned_again($node, 'postgres') or BAIL_OUT('no round');

@@ -9,10 +9,10 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 use Worker;
 
 my $node = new_preloaded_server('owners');
@@ -134,7 +134,7 @@ foreach my $layout (sort keys %owners)
 		my $database = "${layout}_$timing";
 
 		planted_database($database, $owners{$layout}, $timing);
-		my $c = Wire->connect($node, database => $database);
+		my $c = Connection->connect($node, database => $database);
 		my $strangers = sub {
 			my ($what) = @_;
 			my @wrong = grep { $_->[1] ne $owners{$layout}{ $_->[0] } } @{ $c->ok('SELECT place, who, timing FROM public.seen')->rows };
@@ -171,7 +171,7 @@ foreach my $layout (sort keys %owners)
 
 # A caller who puts off what the owner lets be put off is refused, and told why;
 # what is not deferrable is checked at once.
-my $c = Wire->connect($node, database => 'different_immediate');
+my $c = Connection->connect($node, database => 'different_immediate');
 $c->ok('ALTER TABLE idempotency.idempotency_keys DISABLE TRIGGER ALL');
 $c->ok('CREATE TABLE public.customer (id text PRIMARY KEY); GRANT REFERENCES, SELECT, UPDATE ON public.customer TO weak0; INSERT INTO public.customer VALUES (\'c\')');
 foreach my $deferrable ('', 'DEFERRABLE')

@@ -9,11 +9,11 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 use Worker;
 
 # The server's wall clock is the real one and so many seconds, which a file says.
@@ -70,7 +70,7 @@ $node->append_conf('postgresql.conf', "log_statement = none\nshared_preload_libr
 }
 $node->safe_psql('postgres', 'CREATE EXTENSION idempotency');
 
-my $wire = Wire->connect($node);
+my $wire = Connection->connect($node);
 
 sub live { return $wire->ok("SELECT count(*) FROM idempotency.idempotency_keys WHERE scope = 'live'")->value; }
 

@@ -8,10 +8,10 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 use Worker;
 
 my $node = new_preloaded_server('hidden', conf => <<'EOC');
@@ -19,7 +19,7 @@ log_error_verbosity = verbose
 log_lock_waits = on
 deadlock_timeout = 10ms
 EOC
-my $c = Wire->connect($node);
+my $c = Connection->connect($node);
 my $table = 'idempotency.idempotency_keys';
 my @answers;
 
@@ -136,12 +136,12 @@ trap('a trigger whose statement is wrong', 'complete', '42601', trigger(q{
 	BEGIN EXECUTE NEW.response_body; RETURN NEW; END}));
 
 # A trigger that waits, until it is canceled or its process is ended.
-my $rival = Wire->connect($node);
-my $control = Wire->connect($node);
+my $rival = Connection->connect($node);
+my $control = Connection->connect($node);
 foreach my $end ('pg_cancel_backend', 'pg_terminate_backend')
 {
 	my ($put, $remove) = trigger(q{ BEGIN EXECUTE format('SELECT pg_advisory_xact_lock(1) /* %s */', NEW.key); RETURN NEW; END});
-	my $waiting = Wire->connect($node);
+	my $waiting = Connection->connect($node);
 	my $from = -s $node->logfile;
 
 	$control->ok($put);

@@ -10,13 +10,13 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use Test::More;
 use Time::HiRes qw(sleep time);
-use Wire;
 
 my $node = new_server('wait', conf => "shared_preload_libraries = 'idempotency'\nidempotency.max_waiters_per_key = 0\n");
-my ($owner, $waiter, $watcher) = map { Wire->connect($node) } 1 .. 3;
+my ($owner, $waiter, $watcher) = map { Connection->connect($node) } 1 .. 3;
 my $number = 0;
 # From 17 on, what is waited for has a name of its own.
 my $wait_event = $node->pg_version >= 17 ? 'IdempotencyClaim' : 'Extension';
@@ -107,21 +107,21 @@ my $key = 'rollback';
 my $token = claim($owner, $key, '5 min');
 start_waiting($key, "lease => '5 min', wait => '60 s'");
 $owner->ok("BEGIN; SELECT idempotency.complete('wait', 'op', '$key', 200, 'undone', token => $token)");
-ok(!Wire::next_of(1.2, $waiter), 'rollback: no answer while the completion is open');
+ok(!Connection::next_of(1.2, $waiter), 'rollback: no answer while the completion is open');
 $owner->ok('ROLLBACK');
-ok(!Wire::next_of(0.3, $waiter), 'rollback: nor after it');
+ok(!Connection::next_of(0.3, $waiter), 'rollback: nor after it');
 $owner->ok("SELECT idempotency.complete('wait', 'op', '$key', 200, 'done', token => $token)");
 is($waiter->finish->row->{response_body}, 'done', 'rollback: the completion that counts');
 
 # Several wait for one claim; all are woken, and one of them gets a failed one.
-my @crowd = map { Wire->connect($node) } 1 .. 6;
+my @crowd = map { Connection->connect($node) } 1 .. 6;
 $key = 'crowd';
 $token = claim($owner, $key, '5 min');
 $_->start("SELECT outcome, clock_timestamp() AS at FROM idempotency.claim('wait', 'op', '$key', lease => '5 min', wait => '60 s')") foreach @crowd;
 ok(wait_until(sub { $watcher->ok("SELECT count(*) FROM pg_stat_activity WHERE wait_event = '$wait_event' AND state = 'active'")->value == 6 }), 'crowd: all sleep');
 $owner->ok("SELECT idempotency.fail('wait', 'op', '$key', 'no', token => $token)");
 my @first;
-ok(wait_until(sub { @first = Wire::next_of(0.1, @crowd) }), 'crowd: one of them gets it');
+ok(wait_until(sub { @first = Connection::next_of(0.1, @crowd) }), 'crowd: one of them gets it');
 is(join(' ', map { $_->result->row->{outcome} } @first), 'claimed', 'crowd: and only one');
 $token = $watcher->ok("SELECT token FROM idempotency.lookup('wait', 'op', '$key')")->value;
 $owner->ok("SELECT idempotency.complete('wait', 'op', '$key', 200, 'done', token => $token)");
@@ -177,7 +177,7 @@ $waiter->ok("SET statement_timeout = '500ms'");
 is($waiter->query("SELECT FROM idempotency.claim('wait', 'op', '$key', lease => '5 min', wait => '60 s')")->code, '57014', 'statement_timeout ends a wait');
 $waiter->ok('RESET statement_timeout');
 # A backend that is told to go, goes.
-my $other = Wire->connect($node);
+my $other = Connection->connect($node);
 $other->start("SELECT FROM idempotency.claim('wait', 'op', '$key', lease => '5 min', wait => '60 s')");
 ok(wait_until(sub { $watcher->ok("SELECT count(*) FROM pg_stat_activity WHERE wait_event = '$wait_event' AND pid = " . $other->pid)->value }), 'terminated: it sleeps');
 $watcher->ok('SELECT pg_terminate_backend(' . $other->pid . ')');
@@ -212,7 +212,7 @@ $node->stop;
 
 $node->append_conf('postgresql.conf', "shared_preload_libraries = ''\n");
 $node->start;
-($owner, $waiter, $watcher) = map { Wire->connect($node) } 1 .. 3;
+($owner, $waiter, $watcher) = map { Connection->connect($node) } 1 .. 3;
 $token = claim($owner, 'polling', '5 min');
 start_waiting('polling', "lease => '5 min', wait => '60 s'");
 is(own_locks(), 0, 'polling: no key lock is held');

@@ -9,14 +9,14 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 
 # The default up to 18.
 my $node = new_server('batch', conf => "max_locks_per_transaction = 64\n");
-my $c = Wire->connect($node);
+my $c = Connection->connect($node);
 
 # ---- a hundred thousand -----------------------------------------------------------
 
@@ -108,7 +108,7 @@ is_deeply([ grep { !/concurrent transaction/ } troubles($node) ], [], 'mixed: no
 # would go on with that.
 $c->ok("SELECT idempotency.forget_scope('batch')");
 $c->ok('VACUUM idempotency.idempotency_keys');
-$c = Wire->connect($node);
+$c = Connection->connect($node);
 $c->ok("SET plan_cache_mode = force_generic_plan");
 my $few = q{SELECT count(*) FROM idempotency.once_batch('batch', 'plans', ARRAY(SELECT n::text FROM generate_series(1, %d) AS n))};
 $c->ok(sprintf $few, 1) for 1 .. 2;

@@ -9,15 +9,15 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use Test::More;
-use Wire;
 
 my $node = new_server('bindings');
-my $admin = Wire->connect($node);
+my $admin = Connection->connect($node);
 
 $admin->ok(q{CREATE ROLE shop LOGIN; CREATE ROLE gone; SELECT idempotency.grant_usage('shop')});
-my $shop = Wire->connect($node, user => 'shop');
+my $shop = Connection->connect($node, user => 'shop');
 
 my $number = 0;
 my $call = sub { my ($connection, $scope) = @_; $number++; return $connection->query("SELECT idempotency.once('$scope', 'bindings', '$number')")->code; };
@@ -31,7 +31,7 @@ is($call->($shop, 'other'), '', 'not before the commit');
 $admin->ok('COMMIT');
 is($call->($shop, 'other'), '42501', 'from the commit on');
 is($call->($shop, 'shop:1'), '', 'its own are its own');
-is($call->(Wire->connect($node, user => 'shop'), 'other'), '42501', 'in a new connection, too');
+is($call->(Connection->connect($node, user => 'shop'), 'other'), '42501', 'in a new connection, too');
 
 # In the middle of a transaction, whatever its snapshot.
 $shop->ok('BEGIN');
@@ -66,10 +66,10 @@ my $dump = $node->basedir . '/dump.sql';
 $node->command_ok([ 'pg_dump', '-f', $dump, 'postgres' ], 'dumped');
 $admin->ok('CREATE DATABASE restored');
 $node->command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-d', 'restored', '-f', $dump ], 'restored');
-my $restored = Wire->connect($node, user => 'shop', database => 'restored');
+my $restored = Connection->connect($node, user => 'shop', database => 'restored');
 is($call->($restored, 'other'), '42501', 'restored: bound');
 is($call->($restored, 'shop:1'), '', 'restored: to the same scopes');
-is(Wire->connect($node, database => 'restored')->ok(q{SELECT string_agg(role || ' ' || scope_pattern, ', ') FROM idempotency.role_bindings})->value, 'shop shop:%', 'restored: the bindings');
+is(Connection->connect($node, database => 'restored')->ok(q{SELECT string_agg(role || ' ' || scope_pattern, ', ') FROM idempotency.role_bindings})->value, 'shop shop:%', 'restored: the bindings');
 
 # Everything of it is undone.
 $admin->ok(q{TRUNCATE idempotency.role_bindings});
@@ -78,7 +78,7 @@ is($call->($shop, 'other'), '', 'nobody is bound any more');
 # Roles have to be bound. The library is loaded by the first call of a
 # connection, and what was said before that has to be in force with that call.
 my $setting = 'idempotency.require_binding';
-my $code = sub { my (%option) = @_; return $call->(Wire->connect($node, user => 'shop', %option), 'other'); };
+my $code = sub { my (%option) = @_; return $call->(Connection->connect($node, user => 'shop', %option), 'other'); };
 my %ways = (
 	'the database' => ["ALTER DATABASE postgres SET $setting = on", "ALTER DATABASE postgres RESET $setting"],
 	'the role' => ["ALTER ROLE shop SET $setting = on", "ALTER ROLE shop RESET $setting"],
@@ -87,10 +87,10 @@ my %ways = (
 # The postmaster has read the file when a connection made then says so.
 my $reads = sub {
 	my ($value) = @_;
-	return wait_until(sub { (Wire->connect($node)->query("SELECT coalesce(current_setting('$setting', true), 'off')")->value || 'off') eq $value; });
+	return wait_until(sub { (Connection->connect($node)->query("SELECT coalesce(current_setting('$setting', true), 'off')")->value || 'off') eq $value; });
 };
 
-is(Wire->connect($node, user => 'shop')->ok("SELECT coalesce(current_setting('$setting', true), 'unknown')")->value, 'unknown', 'the library is not preloaded');
+is(Connection->connect($node, user => 'shop')->ok("SELECT coalesce(current_setting('$setting', true), 'unknown')")->value, 'unknown', 'the library is not preloaded');
 foreach my $way (sort keys %ways)
 {
 	my ($set, $reset) = @{ $ways{$way} };
@@ -98,31 +98,31 @@ foreach my $way (sort keys %ways)
 	$admin->ok($_) foreach split /; /, $set;
 	ok($reads->('on'), "$way: is on") if $way eq 'the server';
 	is($code->(), '42501', "$way: who is not bound uses no scope");
-	is($call->(Wire->connect($node), 'other'), '', "$way: a superuser does");
+	is($call->(Connection->connect($node), 'other'), '', "$way: a superuser does");
 	$admin->ok(q{SELECT idempotency.bind_role('shop', 'shop:%')});
-	is($call->(Wire->connect($node, user => 'shop'), 'shop:1'), '', "$way: who is bound uses its own");
+	is($call->(Connection->connect($node, user => 'shop'), 'shop:1'), '', "$way: who is bound uses its own");
 	is($code->(), '42501', "$way: and no other");
 	$admin->ok(q{SELECT idempotency.unbind_role('shop')});
 
 	# Nobody else takes it back, by whatever was said before the first call.
 	is($code->(options => "-c $setting=off"), '42501', "$way: not by an option of the connection");
 	is($code->(options => "-c $setting=nonsense"), '42501', "$way: not by nonsense, either");
-	my $shop = Wire->connect($node, user => 'shop');
+	my $shop = Connection->connect($node, user => 'shop');
 	$shop->ok("SET $setting = off");
 	is($call->($shop, 'other'), '42501', "$way: not by SET");
 	$shop->query("SET $setting = off");
 	is($call->($shop, 'other'), '42501', "$way: nor by SET afterwards");
-	$shop = Wire->connect($node, user => 'shop');
+	$shop = Connection->connect($node, user => 'shop');
 	$shop->ok("BEGIN; SET LOCAL $setting = off");
 	is($call->($shop, 'other'), '42501', "$way: not by SET LOCAL");
 	$shop->query('ROLLBACK');
 	$shop->query('RESET ALL');
 	is($call->($shop, 'other'), '42501', "$way: not by RESET");
-	$shop = Wire->connect($node, user => 'shop', options => "-c $setting=off");
+	$shop = Connection->connect($node, user => 'shop', options => "-c $setting=off");
 	$call->($shop, 'other');
 	$shop->query("RESET $setting");
 	is($call->($shop, 'other'), '42501', "$way: not by an option and RESET");
-	is(Wire->connect($node, user => 'shop')->query("ALTER ROLE shop SET $setting = off")->code, '42501', "$way: not by ALTER ROLE");
+	is(Connection->connect($node, user => 'shop')->query("ALTER ROLE shop SET $setting = off")->code, '42501', "$way: not by ALTER ROLE");
 
 	$admin->ok($_) foreach split /; /, $reset;
 	ok($reads->('off'), "$way: is off") if $way eq 'the server';
@@ -130,7 +130,7 @@ foreach my $way (sort keys %ways)
 	ok(wait_until(sub { $code->() eq '' }), "$way: it is over");
 }
 # Who may say it is believed: a superuser, and who was granted it.
-is($call->(Wire->connect($node, options => "-c $setting=off"), 'other'), '', 'a superuser with an option');
+is($call->(Connection->connect($node, options => "-c $setting=off"), 'other'), '', 'a superuser with an option');
 $admin->ok("ALTER DATABASE postgres SET $setting = on; GRANT SET ON PARAMETER $setting TO shop");
 is($code->(options => "-c $setting=off"), '', 'a role that was granted it switches it off');
 $admin->ok("REVOKE SET ON PARAMETER $setting FROM shop");
@@ -140,12 +140,12 @@ is($code->(), '', 'off, said in full');
 $admin->ok("ALTER DATABASE postgres RESET $setting");
 
 # Open connections learn of a change of the server's.
-$shop = Wire->connect($node, user => 'shop');
+$shop = Connection->connect($node, user => 'shop');
 is($call->($shop, 'other'), '', 'an open connection');
 $admin->ok("ALTER SYSTEM SET $setting = on");
 $admin->ok('SELECT pg_reload_conf()');
 ok(wait_until(sub { $call->($shop, 'other') eq '42501' }), 'an open connection: on');
-my $later = Wire->connect($node, user => 'shop');
+my $later = Connection->connect($node, user => 'shop');
 is($call->($later, 'other'), '42501', 'a later one');
 $admin->ok("ALTER SYSTEM RESET $setting");
 $admin->ok('SELECT pg_reload_conf()');
@@ -156,8 +156,8 @@ ok(wait_until(sub { $call->($later, 'other') eq '' }), 'the later one: off');
 $node->append_conf('postgresql.conf', "shared_preload_libraries = 'idempotency'\n$setting = on");
 $node->restart;
 is($code->(), '42501', 'preloaded: who is not bound uses no scope');
-is(Wire->connect($node, user => 'shop', options => "-c $setting=off", fail_ok => 1), undef, 'preloaded: the option is refused at the door');
-is($call->(Wire->connect($node), 'other'), '', 'preloaded: a superuser does');
+is(Connection->connect($node, user => 'shop', options => "-c $setting=off", fail_ok => 1), undef, 'preloaded: the option is refused at the door');
+is($call->(Connection->connect($node), 'other'), '', 'preloaded: a superuser does');
 
 $node->stop;
 done_testing();

@@ -23,14 +23,14 @@ use FindBin;
 use lib "$FindBin::RealBin/lib";
 
 use CardNetwork;
+use Connection;
 use Extension;
 use POSIX ();
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 
 my $node = new_server('payment', conf => "shared_preload_libraries = 'idempotency'\n");
-my $control = Wire->connect($node);
+my $control = Connection->connect($node);
 my $network = CardNetwork->start(PostgreSQL::Test::Utils::tempdir_short() . '/network');
 
 $control->ok(q{
@@ -141,7 +141,7 @@ sub in_process
 	return in_child(
 		sub {
 			my $done = eval {
-				$c = Wire->connect($node);
+				$c = Connection->connect($node);
 				$here = 0;
 				$work->();
 				1;

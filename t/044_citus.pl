@@ -14,10 +14,10 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use Extension;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Wire;
 
 my $config = $ENV{PG_CONFIG} || 'pg_config';
 my $real = -e (`"$config" --sharedir` =~ s/\n//r . '/extension/citus.control');
@@ -81,7 +81,7 @@ my %calls = (
 	cleanup => 'SELECT idempotency.cleanup()');
 my %answers = (claim => 'replay', replay => 'first', once => 'f', once_batch => 'f', cleanup => '0');
 
-my $wire = Wire->connect($node);
+my $wire = Connection->connect($node);
 
 # The server's own message, all of it.
 sub health { return $wire->ok("SELECT status, detail FROM idempotency.health() WHERE check_name = 'table'")->rows->[0] }
@@ -111,7 +111,7 @@ foreach my $kind (@kinds)
 		"$kind->[2]|$kind->[3]", "$name: what the catalog says");
 	foreach my $call (sort keys %calls)
 	{
-		foreach my $connection ($wire, Wire->connect($node))
+		foreach my $connection ($wire, Connection->connect($node))
 		{
 			my $answer = $connection->query($calls{$call});
 

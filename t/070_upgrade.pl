@@ -10,12 +10,12 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Connection;
 use File::Copy;
 use Extension;
 use Installation;
 use PostgreSQL::Test::Cluster;
 use Test::More;
-use Wire;
 
 my $installation = Installation->new;
 my $old = "$installation->{pkglibdir}/idempotency.so";
@@ -63,7 +63,7 @@ sub works
 
 # One of each kind that an update meets: a claim in an open transaction, a claim
 # that is committed, plans that are cached.
-my ($open, $leased, $planned, $other) = map { Wire->connect($node) } 1 .. 4;
+my ($open, $leased, $planned, $other) = map { Connection->connect($node) } 1 .. 4;
 
 $open->ok(q{BEGIN; SELECT outcome FROM idempotency.claim('u', 'op', 'open')});
 my $token = $leased->ok(q{SELECT token FROM idempotency.claim('u', 'op', 'leased', lease => '1 hour')})->value;
@@ -81,7 +81,7 @@ works($other, '... and works');
 # ---- new library, old objects ----------------------------------------------------
 
 $installation->install_library($next);
-my $new = Wire->connect($node);
+my $new = Connection->connect($node);
 works($new, 'new library, old objects');
 works($other, 'old library, beside the new one');
 # They exclude each other.
@@ -111,7 +111,7 @@ like($other->query('SELECT idempotency.next()')->message, $missing, 'a call that
 # ---- back to the old library, and preloaded -----------------------------------------
 
 $installation->install_library($kept);
-my $back = Wire->connect($node);
+my $back = Connection->connect($node);
 works($back, 'back to the old library');
 like($back->query('SELECT idempotency.next()')->message, $missing, '... which says what it lacks');
 $_->close(terminate => 1) foreach $open, $leased, $planned, $other, $new, $back;
@@ -119,12 +119,12 @@ $_->close(terminate => 1) foreach $open, $leased, $planned, $other, $new, $back;
 $node->append_conf('postgresql.conf', "shared_preload_libraries = 'idempotency'\n");
 $node->restart;
 $installation->install_library($next);
-my $preloaded = Wire->connect($node);
+my $preloaded = Connection->connect($node);
 works($preloaded, 'preloaded: the old library until the server restarts');
 like($preloaded->query('SELECT idempotency.next()')->message, $missing, '... which says what it lacks');
 $preloaded->close(terminate => 1);
 $node->restart;
-$preloaded = Wire->connect($node);
+$preloaded = Connection->connect($node);
 works($preloaded, 'preloaded: the new library after that');
 is($preloaded->ok('SELECT idempotency.next()')->value, 11, '... with its call');
 is($preloaded->ok(q{SELECT version FROM pg_get_loaded_modules() WHERE module_name = 'idempotency'})->value, '1.0', '... and says what it is')

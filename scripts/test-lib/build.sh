@@ -10,7 +10,8 @@ install_test_tools()
 	local package packages available=()
 
 	if have_apt; then
-		packages=(clang perl libipc-run-perl pgbouncer python3-psycopg2 libpostgresql-jdbc-java libfaketime)
+		packages=(clang perl libipc-run-perl libffi-platypus-perl pgbouncer python3-psycopg2
+			python3-asyncpg libpostgresql-jdbc-java libfaketime)
 		! is_packaged || packages+=("postgresql-$pg_major-cron")
 		for package in "${packages[@]}"; do
 			is_installed "$package" && continue

@@ -19,11 +19,27 @@ run_checks()
 	if command -v clang-format >/dev/null && [ -e .clang-format ]; then
 		check 'src: clang-format' clang-format --dry-run -Werror src/*.[ch]
 	fi
+	check 'src: layers, as src/idempotency.h draws them' scripts/check-layers
+	check 'src: no line of more than 100 columns' check_width
 	check 'install script: nothing adopted, nothing unqualified' check_install_script
 	check 'one version everywhere' check_version
 	check 'every test file is in a list of the Makefile' check_lists
 	check 'examples/deliveries: the recording is what generate writes' check_recording
 	cd "$work" || exit
+}
+
+# With tabs of 4.
+check_width()
+{
+	local file found=0
+
+	for file in src/*.[ch]; do
+		if expand -t 4 "$file" | grep '.\{101,\}'; then
+			echo "in $file"
+			found=1
+		fi
+	done
+	return "$found"
 }
 
 check_syntax()

@@ -7,12 +7,12 @@ use strict;
 use warnings;
 
 use Carp;
+use Connection;
 use Exporter qw(import);
 use Extension;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Time::HiRes qw(sleep time);
-use Wire;
 
 our @EXPORT = qw(new_preloaded_server new_database fill_with_expired keys_left
   last_run request_round cleaned_again launcher_pid cleaner_pid
@@ -148,7 +148,7 @@ sub health_of
 {
 	my ($node, $check, $database) = @_;
 
-	return Wire->connect($node, database => $database // 'postgres')
+	return Connection->connect($node, database => $database // 'postgres')
 	  ->execute('SELECT * FROM idempotency.health() WHERE check_name = $1', $check)->row;
 }
 
