@@ -119,32 +119,38 @@ const KeyColumn idem_statement_lean[STATEMENT_LEAN_COLUMNS] = {
 
 const StatementText idem_statements[NSTATEMENTS] = {
 	[STATEMENT_INSERT] = {
-		"INSERT INTO " KEYS " ({columns}) VALUES ({values})",
+		.sql =
+			"INSERT INTO " KEYS " ({columns}) VALUES ({values})",
 		.columns = COLUMNS_ALL,
 	},
 	[STATEMENT_INSERT_LEAN] = {
-		"INSERT INTO " KEYS " ({columns}) VALUES ({values})",
+		.sql =
+			"INSERT INTO " KEYS " ({columns}) VALUES ({values})",
 		.columns = COLUMNS_LEAN,
 	},
 	[STATEMENT_INSERT_IF_ABSENT] = {
-		"INSERT INTO " KEYS " ({columns}) VALUES ({values})"
-		" ON CONFLICT (scope, operation, key) DO NOTHING",
+		.sql =
+			"INSERT INTO " KEYS " ({columns}) VALUES ({values})"
+			" ON CONFLICT (scope, operation, key) DO NOTHING",
 		.columns = COLUMNS_ALL,
 	},
 	[STATEMENT_UPDATE] = {
-		"UPDATE ONLY " KEYS " AS k SET {assignments} WHERE " THIS_VERSION,
-		VERSION_TYPES,
+		.sql =
+			"UPDATE ONLY " KEYS " AS k SET {assignments} WHERE " THIS_VERSION,
+		.types = VERSION_TYPES,
 		.columns = COLUMNS_ALL,
 	},
 	[STATEMENT_DELETE] = {
-		"DELETE FROM ONLY " KEYS " AS k WHERE " THIS_VERSION,
-		VERSION_TYPES,
+		.sql =
+			"DELETE FROM ONLY " KEYS " AS k WHERE " THIS_VERSION,
+		.types = VERSION_TYPES,
 	},
 	/* $1 scope, $2 whether unfinished ones go, too */
 	[STATEMENT_DELETE_SCOPE] = {
-		"DELETE FROM ONLY " KEYS " AS k"
-		" WHERE k.scope {=} $1 AND ($2 OR " FINISHED("k") ")",
-		{TEXTOID, BOOLOID},
+		.sql =
+			"DELETE FROM ONLY " KEYS " AS k"
+			" WHERE k.scope {=} $1 AND ($2 OR " FINISHED("k") ")",
+		.types = {TEXTOID, BOOLOID},
 	},
 
 	/*
@@ -156,79 +162,91 @@ const StatementText idem_statements[NSTATEMENTS] = {
 	 * $1 expired before, $2 now, $3 rows at most, $4 where to begin
 	 */
 	[STATEMENT_DELETE_EXPIRED] = {
-		"DELETE FROM ONLY " KEYS " AS k"
-		" WHERE k.ctid {=} ANY (ARRAY("
-		"     SELECT c.ctid FROM ONLY " KEYS " AS c"
-		"     WHERE " EXPIRED("c", "$1", "$2") " AND c.expires_at {>=} $4"
-		"     ORDER BY c.expires_at LIMIT $3 FOR UPDATE SKIP LOCKED))"
-		"   AND " EXPIRED("k", "$1", "$2")
-		" RETURNING k.expires_at",
-		{TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID},
+		.sql =
+			"DELETE FROM ONLY " KEYS " AS k"
+			" WHERE k.ctid {=} ANY (ARRAY("
+			"     SELECT c.ctid FROM ONLY " KEYS " AS c"
+			"     WHERE " EXPIRED("c", "$1", "$2") " AND c.expires_at {>=} $4"
+			"     ORDER BY c.expires_at LIMIT $3 FOR UPDATE SKIP LOCKED))"
+			"   AND " EXPIRED("k", "$1", "$2")
+			" RETURNING k.expires_at",
+		.types = {TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID},
 		.may_be_lost = true,
 	},
 	[STATEMENT_CLEANUP] = {
-		CLEANUP(EXPIRED("c", "$1", "$2") " ORDER BY c.expires_at"),
-		CLEANUP_TYPES,
+		.sql =
+			CLEANUP(EXPIRED("c", "$1", "$2") " ORDER BY c.expires_at"),
+		.types = CLEANUP_TYPES,
 		.may_be_lost = true,
 	},
 	[STATEMENT_CLEANUP_OPERATION] = {
-		CLEANUP(EXPIRED("c", "$1", "$2") " AND (c.operation {=} $5) IS TRUE ORDER BY c.expires_at"),
-		CLEANUP_TYPES,
+		.sql =
+			CLEANUP(EXPIRED("c", "$1", "$2") " AND (c.operation {=} $5) IS TRUE ORDER BY c.expires_at"),
+		.types = CLEANUP_TYPES,
 		.may_be_lost = true,
 	},
 	[STATEMENT_CLEANUP_SCOPE] = {
-		CLEANUP("c.scope {=} $4 AND " EXPIRED("c", "$1", "$2") " IS TRUE"),
-		CLEANUP_TYPES,
+		.sql =
+			CLEANUP("c.scope {=} $4 AND " EXPIRED("c", "$1", "$2") " IS TRUE"),
+		.types = CLEANUP_TYPES,
 		.may_be_lost = true,
 	},
 	[STATEMENT_CLEANUP_SCOPE_OPERATION] = {
-		CLEANUP("c.scope {=} $4 AND c.operation {=} $5 AND " EXPIRED("c", "$1", "$2") " IS TRUE"),
-		CLEANUP_TYPES,
+		.sql =
+			CLEANUP("c.scope {=} $4 AND c.operation {=} $5 AND " EXPIRED("c", "$1", "$2") " IS TRUE"),
+		.types = CLEANUP_TYPES,
 		.may_be_lost = true,
 	},
 	/* $1 now, $2 rows at most, $3 where the batch before this one ended, as above */
 	[STATEMENT_REDACT_DUE] = {
-		"UPDATE ONLY " KEYS " AS k SET " REDACTED "$1"
-		" FROM (SELECT c.ctid AS place, c.response_expires_at AS due FROM ONLY " KEYS " AS c"
-		"   WHERE c.response_expires_at {<=} $1 AND c.response_expires_at {>=} $3"
-		"   ORDER BY c.response_expires_at LIMIT $2 FOR UPDATE SKIP LOCKED) AS d"
-		" WHERE k.ctid {=} d.place AND (k.response_expires_at {<=} $1) IS TRUE"
-		" RETURNING d.due",
-		{TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID},
+		.sql =
+			"UPDATE ONLY " KEYS " AS k SET " REDACTED "$1"
+			" FROM (SELECT c.ctid AS place, c.response_expires_at AS due FROM ONLY " KEYS " AS c"
+			"   WHERE c.response_expires_at {<=} $1 AND c.response_expires_at {>=} $3"
+			"   ORDER BY c.response_expires_at LIMIT $2 FOR UPDATE SKIP LOCKED) AS d"
+			" WHERE k.ctid {=} d.place AND (k.response_expires_at {<=} $1) IS TRUE"
+			" RETURNING d.due",
+		.types = {TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID},
 		.may_be_lost = true,
 	},
 	/* $1 scope, $2 now */
 	[STATEMENT_REDACT_SCOPE] = {
-		"UPDATE ONLY " KEYS " AS k SET " REDACTED "$2"
-		" WHERE k.scope {=} $1 AND k.redacted_at IS NULL AND " FINISHED("k"),
-		{TEXTOID, TIMESTAMPTZOID},
+		.sql =
+			"UPDATE ONLY " KEYS " AS k SET " REDACTED "$2"
+			" WHERE k.scope {=} $1 AND k.redacted_at IS NULL AND " FINISHED("k"),
+		.types = {TEXTOID, TIMESTAMPTZOID},
 	},
 	/* $1 operation or NULL, $2 now, $3 rows at most, $4 so many were seen before */
 	[STATEMENT_ABANDONED] = {
-		"SELECT k.scope, k.operation, k.key FROM ONLY " KEYS " AS k"
-		" WHERE " ABANDONED("k", "$2") " AND ($1 IS NULL OR k.operation {=} $1)"
-		" ORDER BY k.locked_until LIMIT $3 OFFSET $4",
-		{TEXTOID, TIMESTAMPTZOID, INT8OID, INT8OID},
+		.sql =
+			"SELECT k.scope, k.operation, k.key FROM ONLY " KEYS " AS k"
+			" WHERE " ABANDONED("k", "$2") " AND ($1 IS NULL OR k.operation {=} $1)"
+			" ORDER BY k.locked_until LIMIT $3 OFFSET $4",
+		.types = {TEXTOID, TIMESTAMPTZOID, INT8OID, INT8OID},
 		.reads = true,
 	},
 	[STATEMENT_COUNT_EXPIRED] = {
-		COUNT(EXPIRED("k", "$1", "$2")),
-		COUNT_TYPES,
+		.sql =
+			COUNT(EXPIRED("k", "$1", "$2")),
+		.types = COUNT_TYPES,
 		.reads = true,
 	},
 	[STATEMENT_COUNT_ABANDONED] = {
-		COUNT(ABANDONED("k", "$2")),
-		COUNT_TYPES,
+		.sql =
+			COUNT(ABANDONED("k", "$2")),
+		.types = COUNT_TYPES,
 		.reads = true,
 	},
 	[STATEMENT_COUNT_HELD] = {
-		COUNT(HELD("k", "$2")),
-		COUNT_TYPES,
+		.sql =
+			COUNT(HELD("k", "$2")),
+		.types = COUNT_TYPES,
 		.reads = true,
 	},
 	[STATEMENT_BATCH_INSERT] = {
-		BATCH " DO NOTHING RETURNING k.key",
-		BATCH_TYPES,
+		.sql =
+			BATCH " DO NOTHING RETURNING k.key",
+		.types = BATCH_TYPES,
 	},
 
 	/*
@@ -239,20 +257,22 @@ const StatementText idem_statements[NSTATEMENTS] = {
 	 * $1 scope, $2 operation, $3 keys, $4 now
 	 */
 	[STATEMENT_BATCH_LOOK] = {
-		"SELECT k.key, CASE WHEN " HELD("k", "$4") " THEN 'held' ELSE k.status END,"
-		"   " FREE("k", "$4") ", COALESCE(k.token, 0)"
-		" FROM pg_catalog.unnest($3) AS u(key) CROSS JOIN LATERAL"
-		"   (SELECT * FROM ONLY " KEYS " AS o"
-		"   WHERE o.scope {=} $1 AND o.operation {=} $2 AND o.key {=} u.key OFFSET 0) AS k",
-		{TEXTOID, TEXTOID, TEXTARRAYOID, TIMESTAMPTZOID},
+		.sql =
+			"SELECT k.key, CASE WHEN " HELD("k", "$4") " THEN 'held' ELSE k.status END,"
+			"   " FREE("k", "$4") ", COALESCE(k.token, 0)"
+			" FROM pg_catalog.unnest($3) AS u(key) CROSS JOIN LATERAL"
+			"   (SELECT * FROM ONLY " KEYS " AS o"
+			"   WHERE o.scope {=} $1 AND o.operation {=} $2 AND o.key {=} u.key OFFSET 0) AS k",
+		.types = {TEXTOID, TEXTOID, TEXTARRAYOID, TIMESTAMPTZOID},
 		.reads = true,
 	},
 	/* A claim that came after the look has a token of its own. */
 	[STATEMENT_BATCH_REPLACE] = {
-		BATCH " DO UPDATE SET {excluded}"
-		" WHERE " FREE("k", "$4") " AND (k.token IS NULL OR k.token {<} excluded.token)"
-		" RETURNING k.key",
-		BATCH_TYPES,
+		.sql =
+			BATCH " DO UPDATE SET {excluded}"
+			" WHERE " FREE("k", "$4") " AND (k.token IS NULL OR k.token {<} excluded.token)"
+			" RETURNING k.key",
+		.types = BATCH_TYPES,
 	},
 };
 
