@@ -8,17 +8,185 @@
  * path and security context. Nothing of ours is in force while it does, since
  * plans.c becomes the tables' owner only for the length of its own statements.
  *
+ * An application has few commands and runs each of them often. So the plans of
+ * the last few are kept for the connection, by text and role. Everything else that
+ * a plan depends on, tables, functions, the search path, row security, is the
+ * server's to watch, as it does for any prepared statement (plancache.c).
+ *
  *-------------------------------------------------------------------------
  */
 #include "claims.h"
 #include "rules.h"
 
 #include "catalog/pg_type.h"
+#include "common/hashfn.h"
 #include "executor/spi.h"
 #include "funcapi.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "parser/parser.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
+#include "utils/memutils.h"
+
+/*
+ * So many commands are kept, of at most so many bytes each: looking through them
+ * costs next to nothing, and their plans stay well below what a connection needs
+ * anyway. Whoever runs more than these in turn pays for planning, as before.
+ */
+#define RUN_PLANS 32
+#define RUN_LONGEST_COMMAND 8192
+
+typedef struct RunPlan
+{
+	uint32 hash; /* of the command */
+	Oid role;    /* whose rights its functions were inlined with */
+	char *command;
+	SPIPlanPtr plan; /* NULL: the place is free */
+	int running;     /* the command may run itself: do not free its plan */
+	uint64 used;     /* when last, by run_clock */
+} RunPlan;
+
+static RunPlan run_plans[RUN_PLANS];
+static uint64 run_clock = 0;
+
+/*
+ * A syntax error is one in the command, not in the statement that calls run(); SPI
+ * says so in the same way.
+ */
+static void
+run_syntax_error(void *command)
+{
+	int position = geterrposition();
+
+	if (position > 0)
+	{
+		errposition(0);
+		internalerrposition(position);
+		internalerrquery(command);
+	}
+}
+
+/*
+ * Whether a command is one statement of the kind that is planned. Several are
+ * analysed one after the other, each knowing what the ones before have made, which
+ * a plan made beforehand could not.
+ *
+ * Errors: 42601 and whatever else the parser raises.
+ */
+static bool
+run_can_be_planned(const char *command)
+{
+	ErrorContextCallback callback = {
+		.previous = error_context_stack,
+		.callback = run_syntax_error,
+		.arg = unconstify(char *, command),
+	};
+	List *statements;
+	Node *statement;
+
+	error_context_stack = &callback;
+	statements = raw_parser(command, RAW_PARSE_DEFAULT);
+	error_context_stack = callback.previous;
+	if (list_length(statements) != 1)
+		return false;
+	statement = linitial_node(RawStmt, statements)->stmt;
+	return (IsA(statement, SelectStmt) && castNode(SelectStmt, statement)->intoClause == NULL) ||
+		IsA(statement, InsertStmt) || IsA(statement, UpdateStmt) ||
+		IsA(statement, DeleteStmt) || IsA(statement, MergeStmt);
+}
+
+/*
+ * The place for a new plan: one that is free, or else the one that was not used for
+ * the longest time, or NULL if all of them are running.
+ */
+static RunPlan *
+run_place(void)
+{
+	RunPlan *place = NULL;
+
+	for (int i = 0; i < RUN_PLANS; i++)
+		if (run_plans[i].running == 0 && (place == NULL || run_plans[i].used < place->used))
+			place = &run_plans[i];
+	return place;
+}
+
+/*
+ * The kept plan of a command, made at its first run; NULL if there is none to be
+ * kept. Connected to SPI.
+ *
+ * Errors: any that parsing and analysing the command raises.
+ */
+static RunPlan *
+run_plan_of(const char *command)
+{
+	Oid types[1] = {JSONBOID};
+	int length = strlen(command);
+	uint32 hash = hash_bytes((const unsigned char *) command, length);
+	RunPlan *place;
+	SPIPlanPtr plan;
+	char *copy;
+
+	for (int i = 0; i < RUN_PLANS; i++)
+		if (run_plans[i].plan != NULL && run_plans[i].hash == hash &&
+			run_plans[i].role == GetUserId() && strcmp(run_plans[i].command, command) == 0)
+			return &run_plans[i];
+	if (length > RUN_LONGEST_COMMAND || !run_can_be_planned(command))
+		return NULL;
+
+	/* Analysing may run functions, which may run commands: find the place last. */
+	plan = SPI_prepare(command, 1, types);
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+	place = run_place();
+	if (place == NULL)
+		return NULL;
+	copy = MemoryContextStrdup(TopMemoryContext, command);
+	if (SPI_keepplan(plan) != 0)
+		elog(ERROR, "SPI_keepplan failed");
+
+	/* Nothing below can fail. */
+	if (place->plan != NULL)
+	{
+		SPI_freeplan(place->plan);
+		pfree(place->command);
+	}
+	*place = (RunPlan){.hash = hash, .role = GetUserId(), .command = copy, .plan = plan};
+	return place;
+}
+
+/*
+ * Executes a command with one parameter, by its kept plan where it has one.
+ * Returns what SPI returns. Connected to SPI.
+ */
+static int
+run_execute(const char *command, Datum args, bool args_null)
+{
+	Oid types[1] = {JSONBOID};
+	char nulls[1] = {args_null ? 'n' : ' '};
+	RunPlan *volatile kept = run_plan_of(command);
+	int result = 0;
+
+	/*
+	 * All rows, though two would tell that it was not one: a limit ends every
+	 * INSERT ... RETURNING of the command halfway, where it is not the last.
+	 */
+	if (kept == NULL)
+		return SPI_execute_with_args(command, 1, types, &args, nulls, false, 0);
+	kept->used = ++run_clock;
+	kept->running++;
+	PG_TRY();
+	{
+		result = SPI_execute_plan(kept->plan, &args, nulls, false, 0);
+	}
+	PG_FINALLY();
+	{
+		kept->running--;
+	}
+	PG_END_TRY();
+	return result;
+}
 
 /*
  * Executes the command and returns what is to be recorded: the value as text
@@ -31,20 +199,13 @@ static text *
 run_command(const char *command, Datum args, bool args_null)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	Oid types[1] = {JSONBOID};
-	Datum values[1] = {args};
-	char nulls[1] = {args_null ? 'n' : ' '};
 	text *body = NULL;
 	int result;
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 
-	/*
-	 * All rows, though two would tell that it was not one: a limit ends every
-	 * INSERT ... RETURNING of the command halfway, where it is not the last.
-	 */
-	result = SPI_execute_with_args(command, 1, types, values, nulls, false, 0);
+	result = run_execute(command, args, args_null);
 	if (result < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
