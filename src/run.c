@@ -9,9 +9,13 @@
  * plans.c becomes the tables' owner only for the length of its own statements.
  *
  * An application has few commands and runs each of them often. So the plans of
- * the last few are kept for the connection, by text and role. Everything else that
- * a plan depends on, tables, functions, the search path, row security, is the
- * server's to watch, as it does for any prepared statement (plancache.c).
+ * the last few are kept for the connection, by text and role. What a plan depends
+ * on, tables, functions, the search path, row security, is the server's to watch,
+ * as it does for any prepared statement (plancache.c). One thing it does not see: a
+ * new table, function, type or operator, in a schema that is searched earlier, may
+ * take the place of one that a command has meant so far. A temporary table of the
+ * same name is enough. So all plans are made anew after any such name has come,
+ * gone or changed.
  *
  *-------------------------------------------------------------------------
  */
@@ -27,8 +31,10 @@
 #include "parser/parser.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
+#include "utils/inval.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
+#include "utils/syscache.h"
 
 /*
  * So many commands are kept, of at most so many bytes each: looking through them
@@ -46,10 +52,31 @@ typedef struct RunPlan
 	SPIPlanPtr plan; /* NULL: the place is free */
 	int running;     /* the command may run itself: do not free its plan */
 	uint64 used;     /* when last, by run_clock */
+	uint64 names;    /* run_names when it was made */
 } RunPlan;
 
 static RunPlan run_plans[RUN_PLANS];
 static uint64 run_clock = 0;
+static uint64 run_names = 0; /* changes with any name; 0: nobody tells us yet */
+
+static void
+run_name_changed(Datum arg pg_attribute_unused(), int cache pg_attribute_unused(),
+				 uint32 hash pg_attribute_unused())
+{
+	run_names++;
+}
+
+static void
+run_watch_names(void)
+{
+	static const int caches[] = {RELNAMENSP, PROCNAMEARGSNSP, TYPENAMENSP, OPERNAMENSP};
+
+	if (run_names > 0)
+		return;
+	for (int i = 0; i < (int) lengthof(caches); i++)
+		CacheRegisterSyscacheCallback(caches[i], run_name_changed, (Datum) 0);
+	run_names = 1;
+}
 
 /*
  * A syntax error is one in the command, not in the statement that calls run(); SPI
@@ -98,6 +125,15 @@ run_can_be_planned(const char *command)
 }
 
 /*
+ * When a plan was last used, 0 if it is of no use any more.
+ */
+static uint64
+run_used(const RunPlan *kept)
+{
+	return kept->plan != NULL && kept->names == run_names ? kept->used : 0;
+}
+
+/*
  * The place for a new plan: one that is free, or else the one that was not used for
  * the longest time, or NULL if all of them are running.
  */
@@ -107,7 +143,8 @@ run_place(void)
 	RunPlan *place = NULL;
 
 	for (int i = 0; i < RUN_PLANS; i++)
-		if (run_plans[i].running == 0 && (place == NULL || run_plans[i].used < place->used))
+		if (run_plans[i].running == 0 &&
+			(place == NULL || run_used(&run_plans[i]) < run_used(place)))
 			place = &run_plans[i];
 	return place;
 }
@@ -127,15 +164,18 @@ run_plan_of(const char *command)
 	RunPlan *place;
 	SPIPlanPtr plan;
 	char *copy;
+	uint64 names;
 
+	run_watch_names();
 	for (int i = 0; i < RUN_PLANS; i++)
-		if (run_plans[i].plan != NULL && run_plans[i].hash == hash &&
+		if (run_used(&run_plans[i]) > 0 && run_plans[i].hash == hash &&
 			run_plans[i].role == GetUserId() && strcmp(run_plans[i].command, command) == 0)
 			return &run_plans[i];
 	if (length > RUN_LONGEST_COMMAND || !run_can_be_planned(command))
 		return NULL;
 
 	/* Analysing may run functions, which may run commands: find the place last. */
+	names = run_names;
 	plan = SPI_prepare(command, 1, types);
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
@@ -152,7 +192,8 @@ run_plan_of(const char *command)
 		SPI_freeplan(place->plan);
 		pfree(place->command);
 	}
-	*place = (RunPlan){.hash = hash, .role = GetUserId(), .command = copy, .plan = plan};
+	*place = (RunPlan){
+		.hash = hash, .role = GetUserId(), .command = copy, .plan = plan, .names = names};
 	return place;
 }
 
