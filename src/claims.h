@@ -27,10 +27,6 @@ extern void idem_wake_leave(void);
 extern void idem_wake_waiters(uint64 hash);
 extern void idem_wake_init(void);
 
-/* commit.c */
-extern void idem_commit_claim_opens(void);
-extern void idem_commit_init(void);
-
 /* pending.c */
 typedef struct PendingClaim PendingClaim;
 
@@ -61,7 +57,10 @@ extern void idem_pending_set(PendingClaim *claim, const PendingState *state);
 extern MemoryContext idem_pending_context(void);
 extern bool idem_pending_left_open(void);
 extern void idem_pending_end(bool committed);
-extern void idem_pending_init(void);
+extern void idem_pending_init(void (*opens)(void));
+
+/* commit.c */
+extern void idem_commit_init(void);
 
 /* claim.c */
 typedef struct ClaimRequest

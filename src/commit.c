@@ -114,8 +114,8 @@ commit_transaction_ends(XactEvent event, void *number)
  * statement's end is early enough; but PL/pgSQL evaluates simple expressions
  * without one, and a function can be called without one by the protocol.
  */
-void
-idem_commit_claim_opens(void)
+static void
+commit_claim_opens(void)
 {
 	if (!commit_executing)
 		commit_be_first(false);
@@ -194,6 +194,7 @@ commit_process_utility(PlannedStmt *statement, const char *text, bool read_only_
 void
 idem_commit_init(void)
 {
+	idem_pending_init(commit_claim_opens);
 	RegisterXactCallback(commit_transaction_ends, commit_registration(0));
 	commit_next_executor_run = ExecutorRun_hook;
 	ExecutorRun_hook = commit_executor_run;

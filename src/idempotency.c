@@ -24,7 +24,6 @@ _PG_init(void)
 	idem_settings_init();
 	idem_member_init();
 	idem_table_init();
-	idem_pending_init();
 	idem_commit_init();
 	idem_wake_init();
 	idem_shared_init();

@@ -68,6 +68,8 @@ static PendingUndo *pending_undo = NULL;
 static int pending_nclaims = 0; /* entries, each with its lock */
 static int pending_nopen = 0;   /* without a lease and unfinished */
 
+static void (*pending_claim_opens)(void) = NULL;
+
 static void
 pending_reset(void)
 {
@@ -272,7 +274,7 @@ idem_pending_set(PendingClaim *claim, const PendingState *state)
 	bool kept;
 
 	if (pending_is_left_open(state) && !pending_is_left_open(&claim->state))
-		idem_commit_claim_opens();
+		pending_claim_opens();
 	kept = pending_remember(claim, false);
 	pending_change(claim, state);
 	if (!kept)
@@ -403,8 +405,12 @@ idem_pending_end(bool committed)
 	pending_reset();
 }
 
+/*
+ * "opens" is called when a claim without a lease is about to be opened.
+ */
 void
-idem_pending_init(void)
+idem_pending_init(void (*opens)(void))
 {
+	pending_claim_opens = opens;
 	RegisterSubXactCallback(pending_subtransaction_ends, NULL);
 }
