@@ -7,14 +7,21 @@
  * Nothing is read or written here; all of it works on rows in memory. The calls
  * decide and write.
  *
- *		  claim                    complete
- *	 (no row) ------> IN_PROGRESS ----------> COMPLETED --redact--> COMPLETED
- *						^  ^  |  |  \              ^                  without
- *				   claim|  |  |  |   \ hold        | complete         response
- *				  (take |  |  |  |    `-----> HELD-'
- *				   over)`--|--'  | fail,        |
- *						   |     v release      | resolve('retry')
- *					  claim`-- FAILED <---------'
+ *              claim                  complete
+ *   (no row) ----------> IN_PROGRESS ----------> COMPLETED
+ *                         |  ^   |                  ^
+ *           fail, release |  |   | hold             | complete
+ *                         |  |   |                  |
+ *                         v  |   '-----> HELD ------'
+ *                     FAILED-' claim       |
+ *                         ^                |
+ *                         '----------------'
+ *                          resolve('retry')
+ *
+ * A claim takes over from one whose lease has lapsed: IN_PROGRESS again, the next
+ * attempt. fail() holds the key after the last attempt that the policy allows. An
+ * abandoned claim can be resolved like a held key, and is one if its owner has asked
+ * for that. redact() removes what a finished key remembers and leaves its state.
  *
  * A claim without a lease is in progress in memory alone (pending.c), so its row
  * goes from none, or FAILED, to what it becomes in one write. A release of the
