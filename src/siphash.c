@@ -9,12 +9,13 @@
  * few hundred instructions where an HMAC needs ten thousand.
  *
  * J.-P. Aumasson, D. J. Bernstein, "SipHash: a fast short-input PRF", 2012.
- * t/015_siphash.pl holds this against the test vectors of the paper.
+ * t/015_lock_secret.pl holds this against the test vectors of the paper.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include "port/pg_bswap.h"
 #include "siphash.h"
 
 static inline uint64
@@ -26,10 +27,12 @@ siphash_rotate(uint64 value, int bits)
 static inline uint64
 siphash_little_endian(const unsigned char *bytes)
 {
-	uint64 value = 0;
+	uint64 value;
 
-	for (int i = 7; i >= 0; i--)
-		value = (value << 8) | bytes[i];
+	memcpy(&value, bytes, sizeof(value));
+#ifdef WORDS_BIGENDIAN
+	value = pg_bswap64(value);
+#endif
 	return value;
 }
 
