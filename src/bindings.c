@@ -22,6 +22,7 @@
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/fmgrprotos.h"
+#include "utils/inval.h"
 
 typedef struct BindingRow
 {
@@ -54,6 +55,12 @@ idem_binding_allows(text *scope)
 	bool bound = false;
 	ListCell *cell;
 
+	/*
+	 * A transaction that has all its locks already would otherwise not learn of a
+	 * change before it ends. Every call asks here first, so what it reads of the
+	 * other small tables is no older. Where nothing is waiting this costs nothing.
+	 */
+	AcceptInvalidationMessages();
 	idem_config_refresh(&bindings);
 	if ((bindings.rows == NIL && !idem_require_binding) || superuser())
 		return true;

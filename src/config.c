@@ -25,8 +25,9 @@
 #include "utils/snapmgr.h"
 
 /*
- * Brings the copy up to date. Whoever reads it may do so until the next call
- * that takes locks. What is invalidated while we read is used once, for the
+ * Brings the copy up to date, as of the last time that invalidations were
+ * processed; see idem_binding_allows(). Whoever reads it may do so until the next
+ * call that takes locks. What is invalidated while we read is used once, for the
  * call that is running, and not kept.
  *
  * Errors: 55000 the table is missing.
@@ -40,11 +41,6 @@ idem_config_refresh(IdemConfig *config)
 	TupleTableSlot *slot;
 	uint64 changes;
 
-	/*
-	 * A transaction that has all its locks already would otherwise not learn
-	 * of a change before it ends. Where nothing is waiting this costs nothing.
-	 */
-	AcceptInvalidationMessages();
 	if (OidIsValid(config->memory.valid_for))
 		return;
 

@@ -577,6 +577,12 @@ idem_keys_next_token(int64 floor)
  *----------
  */
 
+/* Columns whose values are not in the row itself. */
+static const KeyColumn keys_by_reference[] = {
+	KEY_CLAIM_ID, KEY_SCOPE, KEY_OPERATION, KEY_KEY, KEY_STATUS, KEY_FINGERPRINT,
+	KEY_RECOVERY_POINT, KEY_STATE, KEY_RESPONSE_HEADERS, KEY_RESPONSE_BODY, KEY_RESPONSE_BYTES,
+	KEY_LAST_ERROR, KEY_NOTE};
+
 /*
  * A copy of a row with all its values: one chunk in the current memory context,
  * which pfree() frees as a whole.
@@ -584,34 +590,34 @@ idem_keys_next_token(int64 floor)
 KeyRow *
 idem_keys_copy_row(const KeyRow *row)
 {
-	Size sizes[KEY_NCOLUMNS];
+	Size sizes[lengthof(keys_by_reference)];
 	Size total = MAXALIGN(sizeof(KeyRow));
 	KeyRow *copy;
 	char *to;
 
-	for (int i = 0; i < KEY_NCOLUMNS; i++)
+	for (int i = 0; i < (int) lengthof(keys_by_reference); i++)
 	{
-		Oid type = idem_table_columns[i].type;
+		KeyColumn column = keys_by_reference[i];
 
 		sizes[i] = 0;
-		if (row->isnull[i])
+		if (row->isnull[column])
 			continue;
-		if (type == TEXTOID || type == BYTEAOID || type == JSONBOID)
-			sizes[i] = VARSIZE_ANY(DatumGetPointer(row->values[i]));
-		else if (type == UUIDOID)
-			sizes[i] = UUID_LEN;
+		sizes[i] = column == KEY_CLAIM_ID ? UUID_LEN
+										  : VARSIZE_ANY(DatumGetPointer(row->values[column]));
 		total += MAXALIGN(sizes[i]);
 	}
 
 	copy = palloc_extended(total, MCXT_ALLOC_HUGE);
 	*copy = *row;
 	to = (char *) copy + MAXALIGN(sizeof(KeyRow));
-	for (int i = 0; i < KEY_NCOLUMNS; i++)
+	for (int i = 0; i < (int) lengthof(keys_by_reference); i++)
 	{
+		KeyColumn column = keys_by_reference[i];
+
 		if (sizes[i] == 0)
 			continue;
-		memcpy(to, DatumGetPointer(row->values[i]), sizes[i]);
-		copy->values[i] = PointerGetDatum(to);
+		memcpy(to, DatumGetPointer(row->values[column]), sizes[i]);
+		copy->values[column] = PointerGetDatum(to);
 		to += MAXALIGN(sizes[i]);
 	}
 	return copy;

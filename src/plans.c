@@ -279,17 +279,22 @@ plan_hide_context(void *arg pg_attribute_unused())
 static bool
 plan_is_lean(const Datum *values, const char *nulls, Datum *lean_values, char *lean_nulls)
 {
-	int left_out = 0;
+	static const KeyColumn others[] = {
+		KEY_TOKEN, KEY_CLAIMED_AT, KEY_CHECKPOINTED_AT, KEY_LOCKED_UNTIL, KEY_LEASE_MS,
+		KEY_RESPONSE_EXPIRES_AT, KEY_REDACTED_AT, KEY_CLAIM_ID, KEY_HOLD_IF_ABANDONED,
+		KEY_RECOVERY_POINT, KEY_STATE, KEY_RESPONSE_BYTES, KEY_LAST_ERROR, KEY_NOTE};
 
-	for (int i = 0; i < KEY_NCOLUMNS; i++)
-		left_out += nulls[i] != 'n';
+	StaticAssertStmt(lengthof(others) + STATEMENT_LEAN_COLUMNS == KEY_NCOLUMNS,
+					 "every column is either lean or not");
+	for (int i = 0; i < (int) lengthof(others); i++)
+		if (nulls[others[i]] != 'n')
+			return false;
 	for (int i = 0; i < STATEMENT_LEAN_COLUMNS; i++)
 	{
 		lean_values[i] = values[idem_statement_lean[i]];
 		lean_nulls[i] = nulls[idem_statement_lean[i]];
-		left_out -= lean_nulls[i] != 'n';
 	}
-	return left_out == 0;
+	return true;
 }
 
 static void
