@@ -125,14 +125,14 @@ static const Privilege privileges[] = {
 };
 
 /* How one privilege stands, between a role and the one who calls. */
-typedef struct Standing
+typedef struct PrivilegeState
 {
 	bool exists;    /* an older script may not have the object */
 	bool owned;     /* by the role, which so needs no grant */
 	bool grantable; /* by the caller */
 	bool granted;   /* to the role by name, by the caller */
 	Oid other;      /* somebody else who granted it to the role */
-} Standing;
+} PrivilegeState;
 
 static Oid
 privilege_find_object(const Privilege *privilege)
@@ -159,13 +159,13 @@ privilege_find_object(const Privilege *privilege)
  * Asks the ACL as GRANT and REVOKE do: a superuser and a member of the
  * owner's role act for the owner.
  */
-static Standing
+static PrivilegeState
 privilege_look(const Privilege *privilege, Oid role)
 {
 	const Kind *kind = privilege->kind;
 	Oid object = privilege_find_object(privilege);
 	int cache = get_object_catcache_oid(kind->catalog);
-	Standing standing = {0};
+	PrivilegeState state = {0};
 	HeapTuple tuple;
 	Oid owner;
 	Oid grantor;
@@ -177,7 +177,7 @@ privilege_look(const Privilege *privilege, Oid role)
 
 	tuple = SearchSysCache1(cache, ObjectIdGetDatum(object));
 	if (!HeapTupleIsValid(tuple))
-		return standing;
+		return state;
 	value = SysCacheGetAttr(cache, tuple, get_object_attnum_owner(kind->catalog), &isnull);
 	owner = DatumGetObjectId(value);
 	value = SysCacheGetAttr(cache, tuple, get_object_attnum_acl(kind->catalog), &isnull);
@@ -185,20 +185,20 @@ privilege_look(const Privilege *privilege, Oid role)
 	ReleaseSysCache(tuple);
 
 	select_best_grantor_compat(GetUserId(), kind->privilege, acl, owner, &grantor, &options);
-	standing.exists = true;
-	standing.owned = role == owner;
-	standing.grantable = (options & ACL_GRANT_OPTION_FOR(kind->privilege)) != 0;
+	state.exists = true;
+	state.owned = role == owner;
+	state.grantable = (options & ACL_GRANT_OPTION_FOR(kind->privilege)) != 0;
 	items = ACL_DAT(acl);
 	for (int i = 0; i < ACL_NUM(acl); i++)
 	{
 		if (items[i].ai_grantee != role || (ACLITEM_GET_PRIVS(items[i]) & kind->privilege) == 0)
 			continue;
 		if (items[i].ai_grantor == grantor)
-			standing.granted = true;
+			state.granted = true;
 		else
-			standing.other = items[i].ai_grantor;
+			state.other = items[i].ai_grantor;
 	}
-	return standing;
+	return state;
 }
 
 /*
@@ -206,10 +206,10 @@ privilege_look(const Privilege *privilege, Oid role)
  * where the caller has the privilege without the right to pass it on.
  */
 static void
-privilege_require_grantable(const Privilege *privilege, const Standing *standing,
+privilege_require_grantable(const Privilege *privilege, const PrivilegeState *state,
 							const char *function)
 {
-	if (!standing->grantable)
+	if (!state->grantable)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for %s()", function),
@@ -258,14 +258,14 @@ privileges_hand_out(FunctionCallInfo fcinfo, const char *function, Bundle bundle
 	for (int i = 0; i < (int) lengthof(privileges); i++)
 	{
 		const Privilege *privilege = &privileges[i];
-		Standing standing;
+		PrivilegeState state;
 
 		if ((privilege->bundles & bundle) == 0)
 			continue;
-		standing = privilege_look(privilege, role);
-		if (!standing.exists)
+		state = privilege_look(privilege, role);
+		if (!state.exists)
 			continue;
-		privilege_require_grantable(privilege, &standing, function);
+		privilege_require_grantable(privilege, &state, function);
 		privilege_execute("GRANT", privilege, "TO", name);
 	}
 	SPI_finish();
@@ -282,12 +282,12 @@ privileges_bundles_of(Oid role)
 
 	for (int i = 0; i < (int) lengthof(privileges); i++)
 	{
-		Standing standing;
+		PrivilegeState state;
 
 		if (!privileges[i].mark)
 			continue;
-		standing = privilege_look(&privileges[i], role);
-		if (standing.granted || OidIsValid(standing.other))
+		state = privilege_look(&privileges[i], role);
+		if (state.granted || OidIsValid(state.other))
 			bundles |= privileges[i].bundles;
 	}
 	return bundles;
@@ -325,25 +325,25 @@ privileges_take_back(FunctionCallInfo fcinfo, const char *function, Bundle bundl
 	for (int i = 0; i < (int) lengthof(privileges); i++)
 	{
 		const Privilege *privilege = &privileges[i];
-		Standing standing;
+		PrivilegeState state;
 
 		if ((privilege->bundles & bundle) == 0)
 			continue;
-		standing = privilege_look(privilege, role);
-		if (!standing.exists)
+		state = privilege_look(privilege, role);
+		if (!state.exists)
 			continue;
-		privilege_require_grantable(privilege, &standing, function);
-		if ((privilege->bundles & others) != 0 || standing.owned)
+		privilege_require_grantable(privilege, &state, function);
+		if ((privilege->bundles & others) != 0 || state.owned)
 			continue;
-		if (standing.granted)
+		if (state.granted)
 		{
 			privilege_execute("REVOKE", privilege, "FROM", name);
 			taken = true;
 		}
-		if (OidIsValid(standing.other))
+		if (OidIsValid(state.other))
 		{
 			left = privilege;
-			left_by = standing.other;
+			left_by = state.other;
 		}
 	}
 	if (left != NULL)

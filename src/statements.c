@@ -181,7 +181,8 @@ const StatementText idem_statements[NSTATEMENTS] = {
 	},
 	[STATEMENT_CLEANUP_OPERATION] = {
 		.sql =
-			CLEANUP(EXPIRED("c", "$1", "$2") " AND (c.operation {=} $5) IS TRUE ORDER BY c.expires_at"),
+			CLEANUP(EXPIRED("c", "$1", "$2")
+				" AND (c.operation {=} $5) IS TRUE ORDER BY c.expires_at"),
 		.types = CLEANUP_TYPES,
 		.may_be_lost = true,
 	},
@@ -193,7 +194,8 @@ const StatementText idem_statements[NSTATEMENTS] = {
 	},
 	[STATEMENT_CLEANUP_SCOPE_OPERATION] = {
 		.sql =
-			CLEANUP("c.scope {=} $4 AND c.operation {=} $5 AND " EXPIRED("c", "$1", "$2") " IS TRUE"),
+			CLEANUP("c.scope {=} $4 AND c.operation {=} $5"
+				" AND " EXPIRED("c", "$1", "$2") " IS TRUE"),
 		.types = CLEANUP_TYPES,
 		.may_be_lost = true,
 	},
