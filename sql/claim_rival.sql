@@ -16,7 +16,7 @@ BEGIN;
 SELECT outcome FROM idempotency.claim('claim_rival', 'rival', '1', '{"a": 1}', lease => '1 hour');
 PREPARE TRANSACTION 'claim_rival';
 -- Nobody knows when it ends or what it wrote, so a mismatch is not seen.
-SELECT outcome, attempt, retry_after_ms, fingerprint_checked FROM idempotency.claim('claim_rival', 'rival', '1', '{"b": 1}');
+SELECT outcome, attempt, retry_after_ms, fingerprint_checked, rival, locked_until FROM idempotency.claim('claim_rival', 'rival', '1', '{"b": 1}');
 -- Its lock is waited for, within bounds; the setting that bounds it is put back.
 SET lock_timeout = '50s';
 BEGIN;

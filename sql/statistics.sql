@@ -103,6 +103,16 @@ ALTER TABLE idempotency.renamed RENAME TO idempotency_keys;
 -- The same of the tables beside, without which calls fail, or health() would.
 ALTER TABLE idempotency.cleanup_runs RENAME TO renamed;
 SELECT check_name, status, detail FROM idempotency.health();
+-- Nor is it there where another relation has its name: a table that is not the
+-- extension's, or a view, though that be.
+CREATE TABLE idempotency.cleanup_runs (LIKE idempotency.renamed);
+SELECT check_name, status, detail FROM idempotency.health();
+DROP TABLE idempotency.cleanup_runs;
+CREATE VIEW idempotency.cleanup_runs AS TABLE idempotency.renamed;
+ALTER EXTENSION idempotency ADD VIEW idempotency.cleanup_runs;
+SELECT check_name, status, detail FROM idempotency.health();
+ALTER EXTENSION idempotency DROP VIEW idempotency.cleanup_runs;
+DROP VIEW idempotency.cleanup_runs;
 ALTER TABLE idempotency.renamed RENAME TO cleanup_runs;
 DELETE FROM idempotency.lock_secret;
 SELECT check_name, status, detail FROM idempotency.health();

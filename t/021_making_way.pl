@@ -96,7 +96,7 @@ is_within(60, sub { Connection->connect($node, database => 'without')->query('DR
 	'DROP EXTENSION during a run');
 ok(wait_until(sub { !kill 0, $pid }), 'DROP EXTENSION: the process has left');
 is(scalar(troubles_but_refusals($log)), 0, 'DROP EXTENSION: nothing in the log') or diag(troubles($node, $log));
-unlike(server_log($node, $log), qr/could not clean up/, 'DROP EXTENSION: no failure');
+unlike(server_log($node, $log), qr/idempotency clean-up of database .* failed/, 'DROP EXTENSION: no failure');
 
 my $owner = Connection->connect($node, database => 'without');
 $owner->ok('CREATE EXTENSION idempotency');
@@ -111,11 +111,12 @@ $owner->ok('COMMIT');
 ok(wait_until(sub { !kill 0, $pid }), 'and leaves when it is');
 is($node->safe_psql('postgres', 'SELECT 1'), 1, 'the server is well');
 unlike(server_log($node, $log), qr/PANIC|terminated by signal|TRAP/, 'nothing crashed');
-unlike(server_log($node, $log), qr/could not clean up/, 'nor was it a failure');
-note(server_log($node, $log));
 
 $owner->ok('CREATE EXTENSION idempotency');
 ok(cleaned_again($node, 'without'), 'after CREATE EXTENSION it is cleaned again');
+# The launcher says what it learns of a run when that has left, but before the next.
+unlike(server_log($node, $log), qr/idempotency clean-up of database .* failed/, 'nor was it a failure');
+note(server_log($node, $log));
 
 $node->stop;
 done_testing();
