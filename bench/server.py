@@ -25,6 +25,12 @@ KEYS = "idempotency.idempotency_keys"
 BARE = "bench.bare"
 TABLES = (KEYS, BARE, "bench.peer_keys", "bench.payments")
 
+# Who makes the cluster, and owns all that is in it; and who runs the scripts: a
+# role without privileges but those that an application needs. A superuser is
+# spared checks that every application pays for.
+OWNER = "bench"
+APPLICATION = "application"
+
 # The response that is recorded.
 BODY = '{"ok": true}'
 
@@ -38,15 +44,16 @@ class Server:
         self.log = os.path.join(self.folder, "log")
         shutil.rmtree(self.folder, ignore_errors=True)
         os.makedirs(self.folder)
-        run([BINDIR + "/initdb", "-D", self.data, "-U", "bench", "-A", "trust",
+        run([BINDIR + "/initdb", "-D", self.data, "-U", OWNER, "-A", "trust",
              "--no-sync", "-E", "UTF8", "--locale=C.UTF-8"])
         with open(self.data + "/postgresql.conf", "a") as conf:
             settings = dict(SETTINGS, unix_socket_directories="'%s'" % self.folder, **more)
             for name, value in settings.items():
                 conf.write("%s = %s\n" % (name, value))
-        self.environment = dict(os.environ, PGHOST=self.folder, PGUSER="bench", PGDATABASE="postgres",
+        self.environment = dict(os.environ, PGHOST=self.folder, PGUSER=OWNER, PGDATABASE="postgres",
                                 PGOPTIONS="-c client_min_messages=warning")
         run([BINDIR + "/pg_ctl", "-D", self.data, "-l", self.log, "-w", "start"])
+        self.sql("CREATE ROLE %s LOGIN;" % APPLICATION)
 
     def stop(self):
         run([BINDIR + "/pg_ctl", "-D", self.data, "-m", "immediate", "-w", "stop"])
@@ -74,7 +81,7 @@ class Server:
             fields = stat.read().rpartition(")")[2].split()
         return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
 
-    def start_pgbench(self, script, seconds, clients=4, log=None, rate=0, **variables):
+    def start_pgbench(self, script, seconds, clients=4, log=None, rate=0, user=APPLICATION, **variables):
         command = [BINDIR + "/pgbench", "-n", "-M", "prepared", "-c", str(clients),
                    "-j", str(min(clients, 2)), "-T", str(seconds), "-f", "%s/%s.sql" % (HERE, script)]
         for name, value in variables.items():
@@ -84,7 +91,7 @@ class Server:
         if log:
             command += ["-l", "--log-prefix", log]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                env=self.environment, cwd=WORK)
+                                env=dict(self.environment, PGUSER=user), cwd=WORK)
 
     def pgbench(self, script, seconds, **more):
         """Transactions per second of a script."""
