@@ -17,6 +17,7 @@ ALL = (
     "size",
     "layout",
     "cleanup",
+    "life",
 )
 # bench/check asks for the last.
 NAMES = ALL + ("check",)

@@ -38,7 +38,7 @@ SAME_GUARANTEE = ["peers/a_select_insert_update", "peers/b_on_conflict",
 
 
 def add_options(parser):
-    parser.add_argument("--only", default="", help="ratios: only scripts whose names contain one of these, by comma")
+    parser.add_argument("--only", default="", help="ratios, life: only scripts whose names contain one of these, by comma")
 
 
 def measure(options):
