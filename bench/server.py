@@ -102,10 +102,11 @@ class Server:
             fields = stat.read().rpartition(")")[2].split()
         return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
 
-    def start_pgbench(self, script, seconds, clients=4, log=None, rate=0, progress=False, user=APPLICATION,
+    def start_pgbench(self, script, seconds=None, calls=None, clients=4, log=None, rate=0, progress=False, user=APPLICATION,
                       **variables):
         command = [BINDIR + "/pgbench", "-n", "-M", "prepared", "-c", str(clients),
-                   "-j", str(min(clients, 2)), "-T", str(seconds), "-f", "%s/%s.sql" % (HERE, script)]
+                   "-j", str(min(clients, 2)), "-f", "%s/%s.sql" % (HERE, script)]
+        command += ["-T", str(seconds)] if calls is None else ["-t", str(calls)]
         for name, value in variables.items():
             command += ["-D", "%s=%s" % (name, value)]
         if rate:
