@@ -16,7 +16,7 @@ def rate_of(process, script, progress=None):
     out, err = process.communicate()
     found = re.search(r"^tps = ([0-9.]+)", out, re.M)
     if process.returncode != 0 or found is None or " aborted " in err:
-        raise SystemExit("pgbench %s failed:\n%s" % (script, err[-2000:]))
+        raise SystemExit("pgbench %s failed (%s):\n%s" % (script, process.returncode, (out + err)[-2000:]))
     if progress is not None:
         total = 0.0
         for moment, rate in re.findall(r"^progress: ([0-9.]+) s, ([0-9.]+) tps", err, re.M):
