@@ -8,7 +8,7 @@ shown.
 import statistics
 from typing import NamedTuple, Optional
 
-from server import BARE, KEYS
+from server import APPLICATION, BARE, KEYS
 from table import say, show, spread
 
 REPLAY_KEYS = 100_000
@@ -21,13 +21,14 @@ class Pair(NamedTuple):
     limit: str
     figure: Optional[float] = None
     replays: bool = False  # needs recorded keys
+    limit_user: str = APPLICATION
 
 
 def measure_pairs(server, pairs, rounds, seconds):
     """
     For every pair and round the limit and the script, one directly after the
     other and in alternating order: what else the machine and its disk do then
-    meets both.  Returns, by script, the rates of both and the processor time
+    meets both.  Returns, by name, the rates of both and the processor time
     that the server's processes took per transaction.
     """
     result = {}
@@ -42,11 +43,12 @@ def measure_pairs(server, pairs, rounds, seconds):
                     server.fill(table, REPLAY_KEYS)
                 server.sql("VACUUM ANALYZE; CHECKPOINT;")
             for pair in chosen:
-                entry = result.setdefault(pair.script, {"rate": [], "limit": [], "cpu": [], "limit_cpu": []})
-                order = [(pair.script, "rate", "cpu"), (pair.limit, "limit", "limit_cpu")]
-                for script, rate_name, cpu_name in order if number % 2 else reversed(order):
+                entry = result.setdefault(pair.name, {"rate": [], "limit": [], "cpu": [], "limit_cpu": []})
+                order = [(pair.script, APPLICATION, "rate", "cpu"),
+                         (pair.limit, pair.limit_user, "limit", "limit_cpu")]
+                for script, user, rate_name, cpu_name in order if number % 2 else reversed(order):
                     before = server.processor_time()
-                    rate = server.pgbench(script, seconds, keys=REPLAY_KEYS)
+                    rate = server.pgbench(script, seconds, user=user, keys=REPLAY_KEYS)
                     entry[rate_name].append(rate)
                     entry[cpu_name].append((server.processor_time() - before) / (rate * seconds) * 1e6)
         say("round %d of %d" % (number + 1, rounds))
@@ -60,8 +62,8 @@ def quotient(entry):
 def show_pairs(pairs, result):
     rows = []
     for pair in pairs:
-        entry = {k: statistics.median(v) for k, v in result[pair.script].items()}
-        rows.append(show(pair.name, quotient(result[pair.script]), pair.figure,
+        entry = {k: statistics.median(v) for k, v in result[pair.name].items()}
+        rows.append(show(pair.name, quotient(result[pair.name]), pair.figure,
                          note="%.0f/s of %.0f/s, CPU %.0f us of %.0f us" % (
                              entry["rate"], entry["limit"], entry["cpu"], entry["limit_cpu"])))
         rows[-1].update(script=pair.script, limit=pair.limit)

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import time
+from contextlib import contextmanager
 
 from environment import BINDIR, HERE, WORK, run
 from pgbench import rate_of
@@ -25,6 +26,12 @@ KEYS = "idempotency.idempotency_keys"
 BARE = "bench.bare"
 TABLES = (KEYS, BARE, "bench.peer_keys", "bench.payments")
 
+# Who makes the cluster, and owns all that is in it; and who runs the scripts: a
+# role without privileges but those that an application needs. A superuser is
+# spared checks that every application pays for.
+OWNER = "bench"
+APPLICATION = "application"
+
 # The response that is recorded.
 BODY = '{"ok": true}'
 
@@ -38,15 +45,16 @@ class Server:
         self.log = os.path.join(self.folder, "log")
         shutil.rmtree(self.folder, ignore_errors=True)
         os.makedirs(self.folder)
-        run([BINDIR + "/initdb", "-D", self.data, "-U", "bench", "-A", "trust",
+        run([BINDIR + "/initdb", "-D", self.data, "-U", OWNER, "-A", "trust",
              "--no-sync", "-E", "UTF8", "--locale=C.UTF-8"])
         with open(self.data + "/postgresql.conf", "a") as conf:
             settings = dict(SETTINGS, unix_socket_directories="'%s'" % self.folder, **more)
             for name, value in settings.items():
                 conf.write("%s = %s\n" % (name, value))
-        self.environment = dict(os.environ, PGHOST=self.folder, PGUSER="bench", PGDATABASE="postgres",
+        self.environment = dict(os.environ, PGHOST=self.folder, PGUSER=OWNER, PGDATABASE="postgres",
                                 PGOPTIONS="-c client_min_messages=warning")
         run([BINDIR + "/pg_ctl", "-D", self.data, "-l", self.log, "-w", "start"])
+        self.sql("CREATE ROLE %s LOGIN;" % APPLICATION)
 
     def stop(self):
         run([BINDIR + "/pg_ctl", "-D", self.data, "-m", "immediate", "-w", "stop"])
@@ -56,12 +64,32 @@ class Server:
         return run([BINDIR + "/psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-f", "-"],
                    input=text, env=self.environment).strip()
 
+    def sql_file(self, name):
+        self.sql(open("%s/%s" % (HERE, name)).read())
+
+    def set(self, name, value):
+        """Changes a setting of the running server."""
+        self.sql("ALTER SYSTEM SET %s = '%s';\nSELECT pg_reload_conf();" % (name, value))
+
+    @contextmanager
+    def snapshot_held(self):
+        """Another session holds a snapshot meanwhile, so that vacuum can remove nothing that dies."""
+        process = subprocess.Popen([BINDIR + "/psql", "-X", "-q", "-A", "-t", "-f", "-"], stdin=subprocess.PIPE,
+                                   stdout=subprocess.PIPE, text=True, env=self.environment)
+        process.stdin.write("BEGIN ISOLATION LEVEL REPEATABLE READ;\nSELECT 1;\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        yield
+        if process.poll() is not None:
+            raise SystemExit("the session that held a snapshot ended")
+        process.communicate()
+
     def number(self, text):
         return float(self.sql(text))
 
     def prepare(self):
         self.sql("CREATE EXTENSION idempotency;")
-        self.sql(open(HERE + "/setup.sql").read())
+        self.sql_file("setup.sql")
 
     def processor_time(self):
         """Seconds that the server's finished processes, its former sessions, have used."""
@@ -74,17 +102,21 @@ class Server:
             fields = stat.read().rpartition(")")[2].split()
         return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
 
-    def start_pgbench(self, script, seconds, clients=4, log=None, rate=0, **variables):
+    def start_pgbench(self, script, seconds=None, calls=None, clients=4, log=None, rate=0, progress=False, user=APPLICATION,
+                      **variables):
         command = [BINDIR + "/pgbench", "-n", "-M", "prepared", "-c", str(clients),
-                   "-j", str(min(clients, 2)), "-T", str(seconds), "-f", "%s/%s.sql" % (HERE, script)]
+                   "-j", str(min(clients, 2)), "-f", "%s/%s.sql" % (HERE, script)]
+        command += ["-T", str(seconds)] if calls is None else ["-t", str(calls)]
         for name, value in variables.items():
             command += ["-D", "%s=%s" % (name, value)]
         if rate:
             command += ["-R", str(rate)]
+        if progress:
+            command += ["-P", "1", "--progress-timestamp"]
         if log:
             command += ["-l", "--log-prefix", log]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                env=self.environment, cwd=WORK)
+                                env=dict(self.environment, PGUSER=user), cwd=WORK)
 
     def pgbench(self, script, seconds, **more):
         """Transactions per second of a script."""

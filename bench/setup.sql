@@ -1,11 +1,15 @@
 -- What the measurements need besides the extension: the limit's table, and
--- the tables and functions of the peers, each as its users write it.
+-- the tables and functions of the peers, each as its users write it; and at the
+-- end what the role that runs the scripts may do.
 
 CREATE SCHEMA bench;
 SET search_path = bench;
 
 -- The limit: the extension's own row and indexes, written by a bare INSERT.
 CREATE TABLE bare (LIKE idempotency.idempotency_keys INCLUDING ALL);
+
+-- What its tokens come from, where it has any.
+CREATE SEQUENCE token_seq CACHE 1;
 
 -- The business row of the measurements "with work".
 CREATE TABLE payments
@@ -79,3 +83,9 @@ BEGIN
 	RETURN result;
 END
 $$;
+
+-- An application's calls, and the tables above, which it would own or be granted.
+SELECT idempotency.grant_usage('application');
+GRANT USAGE ON SCHEMA bench TO application;
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA bench TO application;
+GRANT USAGE ON ALL SEQUENCES IN SCHEMA bench TO application;

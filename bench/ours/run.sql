@@ -1,2 +1,2 @@
 \set k random(1000000000000000000, 9000000000000000000)
-SELECT * FROM idempotency.run('tenant-1', 'payment', :k, 'SELECT ''{"ok": true}''');
+SELECT outcome, response_body FROM idempotency.run('tenant-1', 'payment', :k, 'SELECT ''{"ok": true}''');

@@ -17,9 +17,11 @@ ALL = (
     "size",
     "layout",
     "cleanup",
+    "life",
 )
-# bench/check asks for the last.
-NAMES = ALL + ("check",)
+# Only when asked for: what takes long without saying more about the others, and
+# bench/check.
+NAMES = ALL + ("hot", "check")
 
 
 def load():

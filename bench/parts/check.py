@@ -23,6 +23,6 @@ def measure(options):
     finally:
         server.stop()
     heading("Rate against the limit, 4 connections")
-    rows = [show(p.name, quotient(result[p.script]), options.floor) for p in pairs]
+    rows = [show(p.name, quotient(result[p.name]), options.floor) for p in pairs]
     rows += instructions.measure(options, [c for c in instructions.CALLS if c.floor is not None], floors=True)["rows"]
     return {"rows": rows}

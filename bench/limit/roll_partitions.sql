@@ -1,0 +1,2 @@
+CALL bench.roll_partitions(:lifetime, :width, :options);
+\sleep 200 ms

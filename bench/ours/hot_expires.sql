@@ -1,0 +1,1 @@
+SELECT c.outcome, CASE WHEN c.outcome = 'claimed' THEN idempotency.complete('tenant-1', 'payment', 'hot', 201, '{"ok": true}') END FROM idempotency.claim('tenant-1', 'payment', 'hot', ttl => '1 microsecond') AS c;

@@ -1,0 +1,2 @@
+CALL idempotency.maintain();
+\sleep 200 ms
