@@ -114,7 +114,9 @@ sub cleaner_pid
 }
 
 # Begins a run in a database that lasts, and returns the process, which has
-# already deleted something. For servers with tiny batches.
+# already deleted something. For servers with tiny batches. A run that was refused a
+# process, or made way, is over before it has begun: so the round is asked for again
+# as long as there is no process, and the end of the log tells if there never is.
 sub slow_run
 {
 	my ($node, $database) = @_;
@@ -122,10 +124,12 @@ sub slow_run
 
 	my $before = keys_left($node, $database);
 
-	request_round($node);
-	wait_until(sub { keys_left($node, $database) < $before && ($pid = cleaner_pid($node, $database)) })
-	  or croak "no clean-up of $database";
-	return $pid;
+	wait_until(sub {
+		$pid = cleaner_pid($node, $database);
+		request_round($node) unless $pid;
+		return $pid && keys_left($node, $database) < $before;
+	}) and return $pid;
+	croak "no clean-up of $database; the log ends with\n", substr(server_log($node), -4000);
 }
 
 # The seconds that something took, at most so many: a bound that a busy machine
