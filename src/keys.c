@@ -102,6 +102,10 @@ keys_copy_scanned(KeyRow *row, Relation table, TupleTableSlot *slot, bool with_r
  * a scan under an MVCC snapshot would do for the whole index page: unlike
  * keys on it would fail each other's transactions.
  *
+ * Of many versions of one key, which a snapshot that somebody holds can keep in the
+ * index, the newest is most often the last one there: they are in the order of their
+ * places in the table. So the index is read backwards.
+ *
  * The row is built in the current memory context. Errors: 55000 if the table
  * is not as expected.
  */
@@ -132,7 +136,7 @@ idem_keys_find(const KeyIdentity *id, KeyRead how, bool with_response,
 	scan = index_beginscan_compat(table, index,
 								  two_snapshots ? SnapshotAny : snapshot, 3);
 	index_rescan(scan, keys, 3, NULL, 0);
-	while (index_getnext_slot(scan, ForwardScanDirection, slot))
+	while (index_getnext_slot(scan, BackwardScanDirection, slot))
 	{
 		bool current = true;
 
