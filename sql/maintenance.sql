@@ -16,7 +16,7 @@ EXCEPTION WHEN others THEN
 END $$;
 
 -- One key of each kind, each with a lifetime that is over, but for the first.
-SET idempotency.failed_ttl = '1 s';
+SET idempotency.failed_ttl = '1 h';
 BEGIN;
 SELECT outcome FROM idempotency.claim('maintenance', 'op', 'live', ttl => '1 h');
 SELECT idempotency.complete('maintenance', 'op', 'live', 200) IS NOT NULL AS done;
