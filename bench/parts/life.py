@@ -44,6 +44,7 @@ def add_options(parser):
     parser.add_argument("--life-warm-up", type=int, default=2, help="life: lifetimes that do not count")
     parser.add_argument("--life-measured", type=int, default=3, help="life: lifetimes that count")
     parser.add_argument("--life-rounds", type=int, default=3, help="life: segments of each contender")
+    parser.add_argument("--life-rate", type=int, default=0, help="life: keys a second; 0, as many as can be: to compare sizes")
     parser.add_argument("--partitions", type=int, default=6, help="life: partitions in a lifetime")
     parser.add_argument("--cleaner", default="worker", choices=("worker", "maintain"), help="life: who deletes our keys")
     parser.add_argument("--cleanup-batch", type=int, default=100, help="life: idempotency.cleanup_batch_size")
@@ -154,13 +155,13 @@ def segment(server, contender, lifetime, options):
         server.sql("CALL bench.roll_partitions(%d, %d, '%s');" % tuple(cleaner.values()))
     with cleaning(server, contender, **cleaner):
         warm_up = options.life_warm_up * lifetime
-        keys = warm_up * server.pgbench(contender.script, warm_up, lifetime=lifetime)
+        keys = warm_up * server.pgbench(contender.script, warm_up, rate=options.life_rate, lifetime=lifetime)
         wal = server.sql("SELECT pg_current_wal_lsn();")
         sizes = Sizes(server, contender.table)
         seconds = options.life_measured * lifetime
         progress = []
-        rate = rate_of(server.start_pgbench(contender.script, seconds, progress=True, lifetime=lifetime),
-                       contender.script, progress)
+        rate = rate_of(server.start_pgbench(contender.script, seconds, progress=True, rate=options.life_rate,
+                                           lifetime=lifetime), contender.script, progress)
         table, indexes = sizes.for_each(live_keys(progress, lifetime))
         wal = server.number("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '%s');" % wal)
         live, expired = (float(x) for x in server.sql(
