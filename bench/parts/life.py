@@ -63,6 +63,7 @@ def measure(options):
     try:
         server.prepare()
         server.sql_file("life.sql")
+        server.tables.append(PARTITIONED.table)
         for table in (KEYS, BARE):
             server.sql("ALTER TABLE %s SET (%s);" % (table, TABLE_OPTIONS))
         server.sql(options.life_sql)
@@ -87,14 +88,9 @@ def cleaning(server, contender, **variables):
             raise SystemExit("%s ended:\n%s" % (contender.cleaner, process.communicate()[1][-2000:]))
         process.terminate()
         process.communicate()
-    empty(server)
+    server.empty()
     while server.number("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'idempotency cleanup';") > 0:
         time.sleep(0.1)
-
-
-def empty(server):
-    server.empty()
-    server.sql("TRUNCATE bench.partitioned; CHECKPOINT;")
 
 
 class Sizes(threading.Thread):
@@ -147,7 +143,7 @@ def live_keys(progress, lifetime):
 
 
 def segment(server, contender, lifetime, options):
-    empty(server)
+    server.empty()
     before = server.processor_time()
     cleaner = {}
     if contender is PARTITIONED:
@@ -216,7 +212,7 @@ def measure_held(server, ours, options):
     rows = []
     result = {}
     for held in (False, True):
-        empty(server)
+        server.empty()
         with cleaning(server, ours), server.snapshot_held() if held else nullcontext():
             server.pgbench(ours.script, options.life_warm_up * lifetime, rate=options.held_rate, lifetime=lifetime)
             rate = rate_of(server.start_pgbench(ours.script, options.held_seconds, log="held", rate=options.held_rate,
