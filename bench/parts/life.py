@@ -190,7 +190,8 @@ def measure_life(server, ours, options):
     def of(contender, what):
         return [one[what] for one in result[contender.name]]
 
-    heading("The life of a key, %d s long, at full speed" % lifetime)
+    heading("The life of a key, %d s long, at %s" % (
+        lifetime, "%d keys a second" % options.life_rate if options.life_rate else "full speed"))
     rows = []
     for other, figure in ((PARTITIONED, 0.95), (DELETED, None)):
         if ours not in contenders or other not in contenders:
