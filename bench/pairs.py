@@ -59,12 +59,13 @@ def quotient(entry):
     return spread([x / y for x, y in zip(entry["rate"], entry["limit"])])
 
 
-def show_pairs(pairs, result):
+def show_pairs(pairs, result, remarks=None):
     rows = []
     for pair in pairs:
         entry = {k: statistics.median(v) for k, v in result[pair.name].items()}
         rows.append(show(pair.name, quotient(result[pair.name]), pair.figure,
                          note="%.0f/s of %.0f/s, CPU %.0f us of %.0f us" % (
-                             entry["rate"], entry["limit"], entry["cpu"], entry["limit_cpu"])))
+                             entry["rate"], entry["limit"], entry["cpu"], entry["limit_cpu"])
+                         + ("; " + remarks[pair.script] if remarks and pair.script in remarks else "")))
         rows[-1].update(script=pair.script, limit=pair.limit)
     return rows

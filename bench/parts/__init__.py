@@ -21,7 +21,7 @@ ALL = (
 )
 # Only when asked for: what takes long without saying more about the others, and
 # bench/check.
-NAMES = ALL + ("hot", "check")
+NAMES = ALL + ("hot", "published", "check")
 
 
 def load():

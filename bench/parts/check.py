@@ -6,7 +6,7 @@ instructions show a single superfluous look or statement.
 
 from pairs import measure_pairs, quotient
 from parts import instructions, ratios
-from server import Server
+from server import APPLICATION, Server
 from table import heading, show
 
 
@@ -18,7 +18,8 @@ def measure(options):
     server = Server()
     try:
         server.prepare()
-        pairs = [p for p in ratios.PAIRS if p.script in ("ours/one_statement", "ours/claim_replays")]
+        pairs = [p for p in ratios.PAIRS if p.limit_user == APPLICATION
+                 and p.script in ("ours/one_statement", "ours/claim_replays")]
         result = measure_pairs(server, pairs, options.rounds, options.seconds)
     finally:
         server.stop()

@@ -44,6 +44,7 @@ def add_options(parser):
     parser.add_argument("--life-warm-up", type=int, default=2, help="life: lifetimes that do not count")
     parser.add_argument("--life-measured", type=int, default=3, help="life: lifetimes that count")
     parser.add_argument("--life-rounds", type=int, default=3, help="life: segments of each contender")
+    parser.add_argument("--life-rate", type=int, default=0, help="life: keys a second; 0, as many as can be: to compare sizes")
     parser.add_argument("--partitions", type=int, default=6, help="life: partitions in a lifetime")
     parser.add_argument("--cleaner", default="worker", choices=("worker", "maintain"), help="life: who deletes our keys")
     parser.add_argument("--cleanup-batch", type=int, default=100, help="life: idempotency.cleanup_batch_size")
@@ -62,6 +63,7 @@ def measure(options):
     try:
         server.prepare()
         server.sql_file("life.sql")
+        server.tables.append(PARTITIONED.table)
         for table in (KEYS, BARE):
             server.sql("ALTER TABLE %s SET (%s);" % (table, TABLE_OPTIONS))
         server.sql(options.life_sql)
@@ -86,14 +88,9 @@ def cleaning(server, contender, **variables):
             raise SystemExit("%s ended:\n%s" % (contender.cleaner, process.communicate()[1][-2000:]))
         process.terminate()
         process.communicate()
-    empty(server)
+    server.empty()
     while server.number("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'idempotency cleanup';") > 0:
         time.sleep(0.1)
-
-
-def empty(server):
-    server.empty()
-    server.sql("TRUNCATE bench.partitioned; CHECKPOINT;")
 
 
 class Sizes(threading.Thread):
@@ -146,7 +143,7 @@ def live_keys(progress, lifetime):
 
 
 def segment(server, contender, lifetime, options):
-    empty(server)
+    server.empty()
     before = server.processor_time()
     cleaner = {}
     if contender is PARTITIONED:
@@ -154,13 +151,13 @@ def segment(server, contender, lifetime, options):
         server.sql("CALL bench.roll_partitions(%d, %d, '%s');" % tuple(cleaner.values()))
     with cleaning(server, contender, **cleaner):
         warm_up = options.life_warm_up * lifetime
-        keys = warm_up * server.pgbench(contender.script, warm_up, lifetime=lifetime)
+        keys = warm_up * server.pgbench(contender.script, warm_up, rate=options.life_rate, lifetime=lifetime)
         wal = server.sql("SELECT pg_current_wal_lsn();")
         sizes = Sizes(server, contender.table)
         seconds = options.life_measured * lifetime
         progress = []
-        rate = rate_of(server.start_pgbench(contender.script, seconds, progress=True, lifetime=lifetime),
-                       contender.script, progress)
+        rate = rate_of(server.start_pgbench(contender.script, seconds, progress=True, rate=options.life_rate,
+                                           lifetime=lifetime), contender.script, progress)
         table, indexes = sizes.for_each(live_keys(progress, lifetime))
         wal = server.number("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '%s');" % wal)
         live, expired = (float(x) for x in server.sql(
@@ -193,7 +190,8 @@ def measure_life(server, ours, options):
     def of(contender, what):
         return [one[what] for one in result[contender.name]]
 
-    heading("The life of a key, %d s long, at full speed" % lifetime)
+    heading("The life of a key, %d s long, at %s" % (
+        lifetime, "%d keys a second" % options.life_rate if options.life_rate else "full speed"))
     rows = []
     for other, figure in ((PARTITIONED, 0.95), (DELETED, None)):
         if ours not in contenders or other not in contenders:
@@ -215,7 +213,7 @@ def measure_held(server, ours, options):
     rows = []
     result = {}
     for held in (False, True):
-        empty(server)
+        server.empty()
         with cleaning(server, ours), server.snapshot_held() if held else nullcontext():
             server.pgbench(ours.script, options.life_warm_up * lifetime, rate=options.held_rate, lifetime=lifetime)
             rate = rate_of(server.start_pgbench(ours.script, options.held_seconds, log="held", rate=options.held_rate,
