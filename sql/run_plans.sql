@@ -32,6 +32,11 @@ SELECT pg_temp.kept();
 SELECT string_agg(pg_temp.run('/* kept */ SELECT 10 / ($1->>''n'')::int', jsonb_build_object('n', n % 3)), ' ') FROM generate_series(0, 8) AS n;
 SELECT pg_temp.kept();
 
+-- So do many that fail: there is still a place for one that does not.
+SELECT string_agg(DISTINCT pg_temp.run(format('/* kept */ SELECT 1 / (%s - %s)', n, n)), ' ') FROM generate_series(1, 40) AS n;
+SELECT pg_temp.run('/* kept */ SELECT ''after errors''');
+SELECT count(*) FROM pg_backend_memory_contexts WHERE name = 'CachedPlanSource' AND ident LIKE '%after errors%';
+
 -- What a plan depends on changes.
 CREATE TABLE plans_a.t (v text);
 CREATE TABLE plans_b.t (v text);

@@ -98,7 +98,11 @@ CALL idempotency.maintain();
 SELECT j.standing, count(*) AS rows, count(k.key) AS "left" FROM judged AS j
 LEFT JOIN idempotency.idempotency_keys AS k ON k.operation = j.operation GROUP BY 1 ORDER BY 1;
 
--- What is no key's is nobody's.
-SELECT idempotency.key_standing('done', now(), NULL, NULL, now());
+-- A row that a hand has written keeps nobody from seeing the others.
+SELECT idempotency.key_standing('done', now(), NULL, NULL, now()) IS NULL AS unknown;
+INSERT INTO idempotency.idempotency_keys (scope, operation, key, status, created_at, attempt, expires_at)
+VALUES ('standing', 'by hand', 'k', 'done', now(), 1, now() - interval '1 day');
+SELECT status, keys, expired FROM idempotency.keys_by_operation WHERE operation = 'by hand';
+SELECT count(*) FROM idempotency.abandoned WHERE operation = 'by hand';
 SELECT idempotency.key_standing('held', NULL, NULL, NULL, now()) IS NULL AS unknown;
 TRUNCATE idempotency.idempotency_keys;

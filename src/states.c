@@ -74,13 +74,30 @@ idem_state_name(KeyStatus status)
 	return state_names[status];
 }
 
-KeyStatus
-idem_state_named(const char *name)
+static bool
+state_find(const char *name, KeyStatus *status)
 {
 	for (int i = 0; i < (int) lengthof(state_names); i++)
 		if (strcmp(name, state_names[i]) == 0)
-			return (KeyStatus) i;
-	elog(ERROR, "unexpected status in %s", IDEM_KEYS_TABLE);
+		{
+			*status = (KeyStatus) i;
+			return true;
+		}
+	return false;
+}
+
+/*
+ * The status that a value of that column stands for. Only a hand can have written
+ * another one.
+ */
+KeyStatus
+idem_state_named(const char *name)
+{
+	KeyStatus status;
+
+	if (!state_find(name, &status))
+		elog(ERROR, "unexpected status in %s", IDEM_KEYS_TABLE);
+	return status;
 }
 
 /*
@@ -178,9 +195,9 @@ PG_FUNCTION_INFO_V1(idempotency_key_standing);
 
 /*
  * SQL key_standing(), for the views: what idem_state_of() says, from the four
- * columns that it looks at.
- *
- * Errors: 22023 no such status.
+ * columns that it looks at. NULL where one that has to be known is NULL, and for a
+ * status that no key has: a row that a hand has written must not keep a monitor
+ * from seeing the others.
  */
 Datum
 idempotency_key_standing(PG_FUNCTION_ARGS)
@@ -189,24 +206,14 @@ idempotency_key_standing(PG_FUNCTION_ARGS)
 		KEY_EXPIRES_AT, KEY_LOCKED_UNTIL, KEY_HOLD_IF_ABANDONED};
 	KeyRow row;
 	KeyStanding standing;
-	char *status;
-	int i;
 
-	if (PG_ARGISNULL(0) || PG_ARGISNULL(1) || PG_ARGISNULL(4))
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1) || PG_ARGISNULL(4) ||
+		!state_find(text_to_cstring(PG_GETARG_TEXT_PP(0)), &row.status))
 		PG_RETURN_NULL();
 	memset(row.isnull, true, sizeof(row.isnull));
-	for (i = 0; i < (int) lengthof(columns); i++)
+	for (int i = 0; i < (int) lengthof(columns); i++)
 		if (!PG_ARGISNULL(i + 1))
 			KeyRowSet(&row, columns[i], PG_GETARG_DATUM(i + 1));
-	status = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	for (i = 0; i < (int) lengthof(state_names) && strcmp(status, state_names[i]) != 0; i++)
-		;
-	if (i == (int) lengthof(state_names))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("status is not that of a key"),
-				 errhint("It is in_progress, completed, failed or held.")));
-	row.status = (KeyStatus) i;
 	standing = idem_state_of(&row, PG_GETARG_TIMESTAMPTZ(4));
 	PG_RETURN_TEXT_P(cstring_to_text(state_standings[standing]));
 }
