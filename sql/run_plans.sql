@@ -90,6 +90,8 @@ GRANT USAGE ON SEQUENCE answer_n_seq TO PUBLIC;
 SET ROLE regress_plans_a;
 :ask
 :ask
+-- Often enough for a plan that is used as it is.
+SELECT DISTINCT pg_temp.run('SELECT plans_a.secret()') FROM generate_series(1, 10);
 SET ROLE regress_plans_b;
 :ask
 :ask
@@ -114,6 +116,8 @@ SELECT pg_temp.kept() <= 32 AS bounded;
 -- Several statements are not planned beforehand: each knows what the one before made.
 SELECT pg_temp.run('CREATE TEMP TABLE made AS SELECT 1 AS a; SELECT a + 1 FROM made');
 SELECT pg_temp.run('DROP TABLE made; CREATE TEMP TABLE made AS SELECT 5 AS a; SELECT a + 1 FROM made');
+CREATE FUNCTION pg_temp.make() RETURNS int LANGUAGE plpgsql AS $$ BEGIN CREATE TEMP TABLE made_by_call AS SELECT 7 AS a; RETURN 1; END $$;
+SELECT pg_temp.run('SELECT pg_temp.make(); SELECT a + 1 FROM made_by_call');
 -- What is wrong is said of the command.
 SELECT outcome FROM idempotency.run('run', 'plans', 'syntax', 'SELECT 1 FROM FROM t');
 SELECT outcome FROM idempotency.run('run', 'plans', 'name', 'SELECT nothing_like_it');
