@@ -104,12 +104,14 @@ class Server:
         return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
 
     def start_pgbench(self, script, seconds=None, calls=None, clients=4, log=None, rate=0, progress=False, user=APPLICATION,
-                      **variables):
+                      seed=None, **variables):
         command = [BINDIR + "/pgbench", "-n", "-M", "prepared", "-c", str(clients),
                    "-j", str(min(clients, 2)), "-f", "%s/%s.sql" % (HERE, script)]
         command += ["-T", str(seconds)] if calls is None else ["-t", str(calls)]
         for name, value in variables.items():
             command += ["-D", "%s=%s" % (name, value)]
+        if seed is not None:
+            command += ["--random-seed", str(seed)]
         if rate:
             command += ["-R", str(rate)]
         if progress:

@@ -97,11 +97,13 @@ idem_texts_equal(const text *a, const text *b)
 		memcmp(VARDATA_ANY(a), VARDATA_ANY(b), VARSIZE_ANY_EXHDR(a)) == 0;
 }
 
+/*
+ * Whether two identities are the same; their hashes are not looked at.
+ */
 bool
 idem_identity_equal(const KeyIdentity *a, const KeyIdentity *b)
 {
-	return a->hash == b->hash &&
-		idem_texts_equal(a->key, b->key) &&
+	return idem_texts_equal(a->key, b->key) &&
 		idem_texts_equal(a->scope, b->scope) &&
 		idem_texts_equal(a->operation, b->operation);
 }

@@ -24,6 +24,7 @@
 #include "rules.h"
 #include "server.h"
 
+#include "catalog/pg_type.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "portability/instr_time.h"
@@ -448,20 +449,34 @@ claim_read_request(ClaimRequest *request, FunctionCallInfo fcinfo)
  */
 #define RESULT_COLUMNS 18
 
+/*
+ * The row type that the caller takes claim_result for, with a reference. A scan of
+ * the function as a table knows it already (execSRF.c); elsewhere it is looked up,
+ * by its number, so that it need not be copied.
+ */
+static TupleDesc
+claim_result_type(FunctionCallInfo fcinfo)
+{
+	ReturnSetInfo *scan = (ReturnSetInfo *) fcinfo->resultinfo;
+	Oid type;
+
+	if (scan != NULL && IsA(scan, ReturnSetInfo) && scan->expectedDesc != NULL &&
+		scan->expectedDesc->tdtypeid != RECORDOID)
+		return scan->expectedDesc;
+	if (get_call_result_type(fcinfo, &type, NULL) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	return lookup_rowtype_tupdesc(type, -1);
+}
+
 Datum
 idem_claim_result(FunctionCallInfo fcinfo, const ClaimAnswer *answer, bool with_response)
 {
 	const KeyRow *row = &answer->row;
 	Datum values[RESULT_COLUMNS] = {0};
 	bool isnull[RESULT_COLUMNS];
-	Oid type;
-	TupleDesc desc;
+	TupleDesc desc = claim_result_type(fcinfo);
 	HeapTuple tuple;
 
-	/* Asked for by its number, it need not be copied. */
-	if (get_call_result_type(fcinfo, &type, NULL) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	desc = lookup_rowtype_tupdesc(type, -1);
 	idem_check_result_columns(desc->natts, RESULT_COLUMNS);
 	memset(isnull, true, sizeof(isnull));
 

@@ -87,6 +87,23 @@ keys_copy_scanned(KeyRow *row, Relation table, TupleTableSlot *slot, bool with_r
 }
 
 /*
+ * What index_getnext_slot() does, backwards, with a slot that is made when there is
+ * something to put into it: a new key has nothing.
+ */
+static bool
+keys_scan_next(IndexScanDesc scan, Relation table, TupleTableSlot **slot)
+{
+	while (scan->xs_heap_continue || index_getnext_tid(scan, BackwardScanDirection) != NULL)
+	{
+		if (*slot == NULL)
+			*slot = table_slot_create(table, NULL);
+		if (index_fetch_heap(scan, *slot))
+			return true;
+	}
+	return false;
+}
+
+/*
  * Finds the row of a key.
  *
  * KEYS_NOW reads the last committed version, whatever the transaction's
@@ -116,7 +133,7 @@ idem_keys_find(const KeyIdentity *id, KeyRead how, bool with_response,
 	Relation table = idem_table_open(AccessShareLock);
 	Relation index = index_open(RelationGetPrimaryKeyIndex_compat(table),
 								AccessShareLock);
-	TupleTableSlot *slot = table_slot_create(table, NULL);
+	TupleTableSlot *slot = NULL;
 	bool two_snapshots = how == KEYS_NOW && IsolationUsesXactSnapshot();
 	Snapshot snapshot = RegisterSnapshot(how == KEYS_NOW ? GetLatestSnapshot()
 														 : GetActiveSnapshot());
@@ -136,7 +153,7 @@ idem_keys_find(const KeyIdentity *id, KeyRead how, bool with_response,
 	scan = index_beginscan_compat(table, index,
 								  two_snapshots ? SnapshotAny : snapshot, 3);
 	index_rescan(scan, keys, 3, NULL, 0);
-	while (index_getnext_slot(scan, BackwardScanDirection, slot))
+	while (keys_scan_next(scan, table, &slot))
 	{
 		bool current = true;
 
@@ -160,7 +177,8 @@ idem_keys_find(const KeyIdentity *id, KeyRead how, bool with_response,
 	}
 	index_endscan(scan);
 	UnregisterSnapshot(snapshot);
-	ExecDropSingleTupleTableSlot(slot);
+	if (slot != NULL)
+		ExecDropSingleTupleTableSlot(slot);
 	index_close(index, NoLock);
 	table_close(table, NoLock);
 	if (agrees != NULL)

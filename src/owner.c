@@ -14,6 +14,7 @@
  *-------------------------------------------------------------------------
  */
 #include "claims.h"
+#include "rules.h"
 
 #include "access/xact.h"
 
@@ -193,7 +194,9 @@ void
 idem_owner_claim(OwnedClaim *own, FunctionCallInfo fcinfo, int token_argno,
 				 OwnerVerb verb)
 {
-	idem_lock_identity(&own->id, fcinfo);
+	idem_identity_argument(&own->id, fcinfo);
+	idem_binding_check(own->id.scope);
+	own->id.hash = idem_pending_hash(&own->id);
 	owner_find_claim(own, !PG_ARGISNULL(token_argno),
 					 PG_ARGISNULL(token_argno) ? 0 : PG_GETARG_INT64(token_argno), verb);
 }

@@ -181,6 +181,20 @@ pending_grow_buckets(void)
 }
 
 /*
+ * The hash of an identity that is complete but for it. Most often it is that of
+ * the key which this transaction has claimed last, and known.
+ *
+ * Errors: 55000 see idem_lock_hash().
+ */
+uint64
+idem_pending_hash(const KeyIdentity *id)
+{
+	if (pending_newest != NULL && idem_identity_equal(&pending_newest->id, id))
+		return pending_newest->id.hash;
+	return idem_lock_hash(id);
+}
+
+/*
  * This transaction's entry for a key, or NULL. Compares whole identities: to
  * hold the lock already proves nothing, since unlike keys may share it.
  */
@@ -188,7 +202,7 @@ PendingClaim *
 idem_pending_find(const KeyIdentity *id)
 {
 	for (PendingClaim *claim = *pending_bucket_of(id->hash); claim != NULL; claim = claim->next)
-		if (idem_identity_equal(&claim->id, id))
+		if (claim->id.hash == id->hash && idem_identity_equal(&claim->id, id))
 			return claim;
 	return NULL;
 }

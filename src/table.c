@@ -35,6 +35,7 @@
 #include "commands/extension.h"
 #include "miscadmin.h"
 #include "nodes/nodeFuncs.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
@@ -327,12 +328,15 @@ idem_table_open(LOCKMODE mode)
 
 	if (OidIsValid(oid))
 	{
-		/* Taking the lock processes invalidations: it may change again. */
-		table = try_relation_open(oid, mode);
-		if (table != NULL && table_good.valid_for == oid)
-			return table;
-		if (table != NULL)
-			relation_close(table, mode);
+		/*
+		 * Taking the lock processes invalidations. What is still known to be good
+		 * then is there, so that nobody need ask the catalog, as
+		 * try_relation_open() would.
+		 */
+		LockRelationOid(oid, mode);
+		if (table_good.valid_for == oid)
+			return relation_open(oid, NoLock);
+		UnlockRelationOid(oid, mode);
 	}
 
 	table = idem_member_open_by_name(IDEM_KEYS_TABLE, mode);

@@ -1,7 +1,11 @@
-"""Instructions that the server executes for a call.
+"""Instructions that the server executes for a call, in a session as clients have it.
 
-They are counted by callgrind in a server for a single user.  The count is the
-same on a busy machine, so the floors are close.  It leaves out the kernel:
+The server runs under callgrind, and pgbench calls it as in the other parts:
+prepared statements over the extended protocol, on one connection.  The same
+seed gives every script the same keys, and every session starts with a copy of
+the same cluster, so that the calls that are counted, those that a longer
+session has more than a shorter one, are the same each time.  The count hardly
+changes on a busy machine, so the floors are close.  It leaves out the kernel:
 network, disk and waiting.
 """
 
@@ -9,11 +13,16 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from typing import NamedTuple, Optional
 
-from environment import BINDIR, HERE, WORK, run
+from environment import BINDIR, WORK, run
+from pgbench import rate_of
 from server import APPLICATION, BARE, KEYS, OWNER, Server
 from table import heading, show, spread
+
+# How many completed keys are there before.
+RECORDED = 20_000
 
 
 class Call(NamedTuple):
@@ -39,92 +48,67 @@ CALLS = [
 ]
 
 
-class Session:
-    """A server for a single user under callgrind, which executes a script of pgbench's as whoever is wanted."""
+class Counter:
+    """Counts for scripts, on copies of one cluster."""
 
-    def __init__(self, data, script, user):
-        self.errors = open(WORK + "/callgrind.log", "w+")
-        self.process = subprocess.Popen(
-            ["valgrind", "--tool=callgrind", "--callgrind-out-file=%s/callgrind" % WORK,
-             BINDIR + "/postgres", "--single", "-D", data, "postgres"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, bufsize=0)
-        self.answer()
-        self.execute("SET SESSION AUTHORIZATION " + user)
-        # Every statement has a line of its own; pgbench's commands are left
-        # out.  Whatever a statement returns is a variable for the next, as if
-        # by gset.
-        self.statements = []
-        for line in script.splitlines():
-            if not line.startswith("\\"):
-                names = list(dict.fromkeys(re.findall(r"(?<!:):([a-z_]+)", line)))
-                for number, variable in enumerate(names, 1):
-                    line = re.sub(r"(?<!:):%s\b" % variable, "$%d" % number, line)
-                name = "call_%d" % len(self.statements)
-                self.execute("PREPARE %s %s AS %s" % (name, "(text)" if names == ["k"] else "", line))
-                self.statements.append((name, names))
+    def __init__(self):
+        # The log tells which process served a connection.
+        self.server = Server(fsync="off", autovacuum="off", log_connections="on", log_line_prefix="'%p '")
+        self.server.prepare()
+        for table in (KEYS, BARE):
+            self.server.fill(table, RECORDED)
+        # A peer's plan that was made while its table was empty would read the
+        # whole table.
+        self.server.sql("INSERT INTO bench.peer_keys (scope, operation, key)"
+                        " SELECT 'tenant-1', 'payment', i::text FROM generate_series(1, %d) AS i; VACUUM ANALYZE;" % RECORDED)
+        run([BINDIR + "/pg_ctl", "-D", self.server.data, "-m", "fast", "-w", "stop"])
+        self.cluster = self.server.data + ".prepared"
+        os.rename(self.server.data, self.cluster)
 
-    def answer(self):
-        text = b""
-        while not text.endswith(b"backend> "):
-            more = os.read(self.process.stdout.fileno(), 65536)
-            if not more:
-                break
-            text += more
-        return text.decode()
-
-    def execute(self, line):
-        self.process.stdin.write(line.encode() + b"\n")
-        return self.answer()
-
-    def call(self, key):
-        values = {"k": str(key)}
-        for name, names in self.statements:
-            arguments = "(%s)" % ", ".join("'%s'" % values[n] for n in names) if names else ""
-            values.update(re.findall(r'(\w+) = "(.*?)"', self.execute("EXECUTE %s %s;" % (name, arguments))))
-
-    def instructions(self):
-        """What it has executed until its end, which is now."""
-        self.process.stdin.close()
-        self.process.wait()
-        self.errors.seek(0)
-        text = self.errors.read()
-        found = re.search(r"Collected : (\d+)", text)
-        if self.process.returncode != 0 or found is None or "ERROR:" in text:
-            raise SystemExit("valgrind failed:\n" + text[-2000:])
+    def session(self, script, user, calls):
+        """What the process that serves a session of so many calls executes."""
+        shutil.copytree(self.cluster, self.server.data)
+        with open(self.server.log, "w") as log:
+            postmaster = subprocess.Popen(
+                ["valgrind", "--tool=callgrind", "--trace-children=yes", "--callgrind-out-file=%s/callgrind.%%p" % WORK,
+                 BINDIR + "/postgres", "-D", self.server.data], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            while subprocess.run([BINDIR + "/pg_isready", "-q"], env=self.server.environment).returncode != 0:
+                if postmaster.poll() is not None:
+                    raise SystemExit("the server did not start under valgrind:\n" + open(self.server.log).read()[-2000:])
+                time.sleep(0.1)
+            rate_of(self.server.start_pgbench(script, calls=calls, clients=1, user=user, seed=1, keys=RECORDED), script)
+        finally:
+            if postmaster.poll() is None:
+                run([BINDIR + "/pg_ctl", "-D", self.server.data, "-m", "fast", "-w", "stop"])
+            postmaster.wait()
+            shutil.rmtree(self.server.data)
+        # pgbench's first connection only asks whether there is a server.
+        pid = re.findall(r"^(\d+) LOG: +connection authorized: user=%s " % user, open(self.server.log).read(), re.M)[-1]
+        found = re.search(r"^(?:summary|totals): (\d+)", open("%s/callgrind.%s" % (WORK, pid)).read(), re.M)
+        for name in os.listdir(WORK):
+            if name.startswith("callgrind."):
+                os.unlink(os.path.join(WORK, name))
         return int(found.group(1))
+
+    def count(self, script, user, number):
+        half = number // 2
+        return (self.session(script, user, half + number) - self.session(script, user, half)) / number
+
+    def close(self):
+        shutil.rmtree(self.server.folder, ignore_errors=True)
 
 
 def measure(options, calls=CALLS, floors=False):
-    server = Server(fsync="off", autovacuum="off")
+    counter = Counter()
     counts = {}
     try:
-        server.prepare()
-        for table in (KEYS, BARE):
-            server.fill(table, 20_000)
-        # A peer's plan that was made while its table was empty would read the
-        # whole table.
-        server.sql("INSERT INTO bench.peer_keys (scope, operation, key)"
-                   " SELECT 'tenant-1', 'payment', i::text FROM generate_series(1, 20000) AS i; VACUUM ANALYZE;")
-        run([BINDIR + "/pg_ctl", "-D", server.data, "-m", "fast", "-w", "stop"])
-        first = 1_000_000
-
-        def count(script, number, user):
-            nonlocal first
-            text = open("%s/%s.sql" % (HERE, script)).read()
-            session = Session(server.data, text, user)
-            for i in range(number):
-                session.call(i + 1 if ":keys" in text else first + i * 7919)
-            first += number * 7919
-            return session.instructions()
-
         for call in calls:
             for script in (call.script, call.limit):
                 if (script, call.user) not in counts:
-                    half = count(script, call.number // 2, call.user)
-                    counts[script, call.user] = (
-                        count(script, call.number + call.number // 2, call.user) - half) / call.number
+                    counts[script, call.user] = counter.count(script, call.user, call.number)
     finally:
-        shutil.rmtree(server.folder, ignore_errors=True)
+        counter.close()
     heading("Instructions for a call: the limit's against ours")
     rows = []
     for call in calls:
