@@ -430,6 +430,13 @@ COMMENT ON COLUMN idempotency.lookup_result.response_bytes IS
 -- Calls. No overloads, ever: each name has one signature.
 ------------------------------------------------------------------------------
 
+CREATE FUNCTION idempotency.call_support(request pg_catalog.internal)
+RETURNS pg_catalog.internal
+AS 'MODULE_PATHNAME', 'idempotency_call_support'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION idempotency.call_support IS
+	'For the planner: leaves the options that a call does not give out of its plan';
+
 CREATE FUNCTION idempotency.claim(
 	scope pg_catalog.text,
 	operation pg_catalog.text,
@@ -446,7 +453,8 @@ CREATE FUNCTION idempotency.claim(
 	wait_for pg_catalog.text DEFAULT NULL)
 RETURNS idempotency.claim_result
 AS 'MODULE_PATHNAME', 'idempotency_claim'
-LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+SUPPORT idempotency.call_support;
 COMMENT ON FUNCTION idempotency.claim IS
 	'May I do this work? Read it by SELECT ... FROM idempotency.claim(...) and go on only if outcome is claimed. Without a lease, complete() before you commit';
 
@@ -463,7 +471,8 @@ CREATE FUNCTION idempotency.complete(
 	refuse_repeat pg_catalog.bool DEFAULT NULL)
 RETURNS pg_catalog.timestamptz
 AS 'MODULE_PATHNAME', 'idempotency_complete'
-LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+SUPPORT idempotency.call_support;
 COMMENT ON FUNCTION idempotency.complete IS
 	'The work is done: records the response, once, and says until when it will be replayed. The very same completion again changes nothing, or is an error with refuse_repeat: say so wherever rows are written beside it';
 
@@ -639,7 +648,8 @@ CREATE FUNCTION idempotency.once(
 	wait pg_catalog.interval DEFAULT NULL)
 RETURNS pg_catalog.bool
 AS 'MODULE_PATHNAME', 'idempotency_once'
-LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+SUPPORT idempotency.call_support;
 COMMENT ON FUNCTION idempotency.once IS
 	'For consumers of events, inside their own transaction: true the first time, false ever after';
 
@@ -671,7 +681,8 @@ CREATE FUNCTION idempotency.run(
 	fingerprint pg_catalog.bytea DEFAULT NULL)
 RETURNS idempotency.claim_result
 AS 'MODULE_PATHNAME', 'idempotency_run'
-LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+SUPPORT idempotency.call_support;
 COMMENT ON FUNCTION idempotency.run IS
 	'Claims the key, executes the command as the caller, with args as $1, and records its result with that status and those headers, in one call; a repeat replays';
 

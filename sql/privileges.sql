@@ -76,7 +76,7 @@ CREATE FUNCTION public.privileges_sweep(OUT role name, OUT refused bigint, OUT a
 		   string_agg(p.proname || ' ' || t.code, ', ') FILTER (WHERE (t.code = '42501') = (has_schema_privilege('idempotency', 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE')))
 	FROM pg_proc p, LATERAL (SELECT public.privileges_try(format(CASE WHEN p.prokind = 'p' THEN 'CALL %s(%s)' ELSE 'SELECT * FROM %s(%s)' END, 'idempotency.' || quote_ident(p.proname),
 			CASE WHEN p.proisstrict THEN '''{}''' ELSE array_to_string(array_fill('NULL'::text, ARRAY[p.pronargs::int]), ', ') END)) AS code) t
-	WHERE pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'idempotency') AND p.prorettype <> 'trigger'::regtype AND p.proname !~ '^request_cleanup$'
+	WHERE pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'idempotency') AND p.prorettype NOT IN ('trigger'::regtype, 'internal'::regtype) AND p.proname !~ '^request_cleanup$'
 $$;
 GRANT USAGE ON SCHEMA public TO PUBLIC;
 SET ROLE regress_nobody;

@@ -23,7 +23,7 @@
 static text *
 argument_identity_part(FunctionCallInfo fcinfo, int argno, const char *name)
 {
-	if (PG_ARGISNULL(argno))
+	if (idem_arg_is_null(fcinfo, argno))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("%s must not be null", name),
@@ -118,7 +118,7 @@ idem_text_argument(FunctionCallInfo fcinfo, int argno, const char *name)
 {
 	text *value;
 
-	if (PG_ARGISNULL(argno))
+	if (idem_arg_is_null(fcinfo, argno))
 		return NULL;
 	value = PG_GETARG_TEXT_PP(argno);
 	if ((int64) VARSIZE_ANY_EXHDR(value) > (int64) idem_max_response_size * 1024)
@@ -164,7 +164,7 @@ idem_duration(FunctionCallInfo fcinfo, int argno, const char *name,
 {
 	int64 result;
 
-	if (PG_ARGISNULL(argno))
+	if (idem_arg_is_null(fcinfo, argno))
 		return otherwise;
 	result = idem_interval_us(PG_GETARG_INTERVAL_P(argno));
 	if (result == PG_INT64_MAX)
@@ -217,7 +217,7 @@ idem_time_after(TimestampTz start, int64 microseconds, const char *name)
 Oid
 idem_role_argument(FunctionCallInfo fcinfo)
 {
-	if (PG_ARGISNULL(0) || !OidIsValid(PG_GETARG_OID(0)))
+	if (idem_arg_is_null(fcinfo, 0) || !OidIsValid(PG_GETARG_OID(0)))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("role must not be null"),

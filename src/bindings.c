@@ -137,10 +137,11 @@ idempotency_bind_role(PG_FUNCTION_ARGS)
 
 	idem_require_writable("bind_role");
 	(void) idem_role_name(idem_role_argument(fcinfo));
-	if (PG_ARGISNULL(1) || VARSIZE_ANY_EXHDR(PG_GETARG_TEXT_PP(1)) == 0)
+	if (idem_arg_is_null(fcinfo, 1) || VARSIZE_ANY_EXHDR(PG_GETARG_TEXT_PP(1)) == 0)
 		ereport(ERROR,
-				(errcode(PG_ARGISNULL(1) ? ERRCODE_NULL_VALUE_NOT_ALLOWED
-										 : ERRCODE_INVALID_PARAMETER_VALUE),
+				(errcode(idem_arg_is_null(fcinfo, 1)
+							 ? ERRCODE_NULL_VALUE_NOT_ALLOWED
+							 : ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("scope_pattern must not be null or empty"),
 				 errhint("Give a pattern as for LIKE, such as 'shop:%%'.")));
 	binding_check_pattern(PG_GETARG_TEXT_PP(1));
@@ -164,7 +165,7 @@ idempotency_unbind_role(PG_FUNCTION_ARGS)
 {
 	Oid types[2] = {REGROLEOID, TEXTOID};
 	Datum values[2] = {PG_GETARG_DATUM(0), PG_GETARG_DATUM(1)};
-	char nulls[2] = {' ', PG_ARGISNULL(1) ? 'n' : ' '};
+	char nulls[2] = {' ', idem_arg_is_null(fcinfo, 1) ? 'n' : ' '};
 	uint64 removed;
 
 	idem_require_writable("unbind_role");

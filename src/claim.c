@@ -400,7 +400,7 @@ claim_wait_for_argument(FunctionCallInfo fcinfo, int argno)
 {
 	char *value;
 
-	if (PG_ARGISNULL(argno))
+	if (idem_arg_is_null(fcinfo, argno))
 		return false;
 	value = text_to_cstring(PG_GETARG_TEXT_PP(argno));
 	if (strcmp(value, "any") != 0 && strcmp(value, claim_rival_names[RIVAL_TRANSACTION]) != 0)
@@ -425,8 +425,8 @@ claim_read_request(ClaimRequest *request, FunctionCallInfo fcinfo)
 	claim->ttl = idem_duration(fcinfo, 5, "ttl", 1, IDEM_MAX_TTL_US, policy.ttl);
 	claim->lease = idem_duration(fcinfo, 6, "lease", 1, IDEM_MAX_TTL_US, 0);
 	request->wait = idem_claim_wait_argument(fcinfo, 7, 0);
-	claim->claim_id = PG_ARGISNULL(8) ? NULL : PG_GETARG_UUID_P(8);
-	if (PG_ARGISNULL(9))
+	claim->claim_id = idem_arg_is_null(fcinfo, 8) ? NULL : PG_GETARG_UUID_P(8);
+	if (idem_arg_is_null(fcinfo, 9))
 		claim->hold_if_abandoned = claim->lease > 0 && policy.hold_if_abandoned;
 	else
 		claim->hold_if_abandoned = PG_GETARG_BOOL(9);

@@ -49,8 +49,8 @@ typedef struct PendingState
 	KeyRow *draft; /* unleased: the row to write at the end */
 } PendingState;
 
-extern uint64 idem_pending_hash(const KeyIdentity *id);
 extern PendingClaim *idem_pending_find(const KeyIdentity *id);
+extern PendingClaim *idem_pending_find_last(KeyIdentity *id);
 extern void idem_pending_check_limit(void);
 extern PendingClaim *idem_pending_keep(const KeyIdentity *id);
 extern const PendingState *idem_pending_state(const PendingClaim *claim);

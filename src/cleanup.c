@@ -146,9 +146,9 @@ Datum
 idempotency_cleanup(PG_FUNCTION_ARGS)
 {
 	int64 older_than;
-	int64 max_rows = PG_ARGISNULL(1) ? PG_INT64_MAX : PG_GETARG_INT64(1);
-	text *scope = PG_ARGISNULL(2) ? NULL : PG_GETARG_TEXT_PP(2);
-	text *operation = PG_ARGISNULL(3) ? NULL : PG_GETARG_TEXT_PP(3);
+	int64 max_rows = idem_arg_is_null(fcinfo, 1) ? PG_INT64_MAX : PG_GETARG_INT64(1);
+	text *scope = idem_arg_is_null(fcinfo, 2) ? NULL : PG_GETARG_TEXT_PP(2);
+	text *operation = idem_arg_is_null(fcinfo, 3) ? NULL : PG_GETARG_TEXT_PP(3);
 	TimestampTz now = GetCurrentTimestamp();
 	int64 deleted;
 

@@ -108,7 +108,7 @@ idempotency_complete(PG_FUNCTION_ARGS)
 	idem_require_writable("complete");
 	idem_response_read(&response, fcinfo, 3);
 	ttl = idem_duration(fcinfo, 7, "ttl", 1, IDEM_MAX_TTL_US, 0);
-	refuse_repeat = !PG_ARGISNULL(9) && PG_GETARG_BOOL(9);
+	refuse_repeat = !idem_arg_is_null(fcinfo, 9) && PG_GETARG_BOOL(9);
 	idem_owner_claim(&own, fcinfo, 8, OWNER_COMPLETE);
 
 	if (own.completed)

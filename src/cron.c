@@ -80,7 +80,8 @@ PG_FUNCTION_INFO_V1(idempotency_schedule_cleanup);
 Datum
 idempotency_schedule_cleanup(PG_FUNCTION_ARGS)
 {
-	Datum values[1] = {PG_ARGISNULL(0) ? CStringGetTextDatum("0 * * * *") : PG_GETARG_DATUM(0)};
+	Datum values[1] = {idem_arg_is_null(fcinfo, 0) ? CStringGetTextDatum("0 * * * *")
+												   : PG_GETARG_DATUM(0)};
 
 	idem_require_writable("schedule_cleanup");
 	cron_require();

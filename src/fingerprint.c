@@ -169,14 +169,14 @@ idem_fingerprint_argument(FunctionCallInfo fcinfo, int request_argno,
 {
 	bytea *given;
 
-	if (!PG_ARGISNULL(request_argno) && !PG_ARGISNULL(fingerprint_argno))
+	if (!idem_arg_is_null(fcinfo, request_argno) && !idem_arg_is_null(fcinfo, fingerprint_argno))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("request and fingerprint exclude each other"),
 				 errhint("Pass the request, or its fingerprint if that is computed outside.")));
-	if (!PG_ARGISNULL(request_argno))
+	if (!idem_arg_is_null(fcinfo, request_argno))
 		return fingerprint_of(PG_GETARG_JSONB_P(request_argno));
-	if (PG_ARGISNULL(fingerprint_argno))
+	if (idem_arg_is_null(fcinfo, fingerprint_argno))
 		return NULL;
 	given = PG_GETARG_BYTEA_PP(fingerprint_argno);
 	if (VARSIZE_ANY_EXHDR(given) != IDEM_FINGERPRINT_LEN)
@@ -288,7 +288,7 @@ idempotency_content_key(PG_FUNCTION_ARGS)
 	text *key = palloc(VARHDRSZ + 2 * sizeof(result));
 	int64 period;
 
-	if (PG_ARGISNULL(0))
+	if (idem_arg_is_null(fcinfo, 0))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("request must not be null"),
@@ -335,7 +335,7 @@ idempotency_effect_key(PG_FUNCTION_ARGS)
 	ADD(id.scope);
 	ADD(id.operation);
 	ADD(id.key);
-	if (!PG_ARGISNULL(3))
+	if (!idem_arg_is_null(fcinfo, 3))
 		ADD(PG_GETARG_TEXT_PP(3));
 #undef ADD
 	digest_end(digest, result);

@@ -34,7 +34,7 @@ PG_FUNCTION_INFO_V1(idempotency_forget);
 Datum
 idempotency_forget(PG_FUNCTION_ARGS)
 {
-	bool force = !PG_ARGISNULL(3) && PG_GETARG_BOOL(3);
+	bool force = !idem_arg_is_null(fcinfo, 3) && PG_GETARG_BOOL(3);
 	KeyIdentity id;
 	PendingClaim *pending;
 	PendingState state = {0};
@@ -87,7 +87,7 @@ PG_FUNCTION_INFO_V1(idempotency_forget_scope);
 Datum
 idempotency_forget_scope(PG_FUNCTION_ARGS)
 {
-	bool force = !PG_ARGISNULL(1) && PG_GETARG_BOOL(1);
+	bool force = !idem_arg_is_null(fcinfo, 1) && PG_GETARG_BOOL(1);
 	text *scope;
 
 	idem_require_writable("forget_scope");

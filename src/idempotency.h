@@ -65,6 +65,16 @@ typedef struct KeyIdentity
 	uint64 hash; /* of all three, see locks.c; equal hashes prove nothing */
 } KeyIdentity;
 
+/*
+ * Whether an argument is NULL, or not there: only options that nobody gave are left
+ * out, see support.c.
+ */
+static inline bool
+idem_arg_is_null(FunctionCallInfo fcinfo, int argno)
+{
+	return argno >= PG_NARGS() || PG_ARGISNULL(argno);
+}
+
 /* arguments.c */
 extern void idem_identity_argument(KeyIdentity *id, FunctionCallInfo fcinfo);
 extern text *idem_scope_argument(FunctionCallInfo fcinfo);

@@ -123,6 +123,10 @@ keys_scan_next(IndexScanDesc scan, Relation table, TupleTableSlot **slot)
  * index, the newest is most often the last one there: they are in the order of their
  * places in the table. So the index is read backwards.
  *
+ * Most looks of KEYS_NOW are followed by a write, which needs the index's lock in
+ * the stronger mode. On an index that conflicts with nothing more, and it is taken
+ * once.
+ *
  * The row is built in the current memory context. Errors: 55000 if the table
  * is not as expected.
  */
@@ -132,7 +136,7 @@ idem_keys_find(const KeyIdentity *id, KeyRead how, bool with_response,
 {
 	Relation table = idem_table_open(AccessShareLock);
 	Relation index = index_open(RelationGetPrimaryKeyIndex_compat(table),
-								AccessShareLock);
+								how == KEYS_NOW ? RowExclusiveLock : AccessShareLock);
 	TupleTableSlot *slot = NULL;
 	bool two_snapshots = how == KEYS_NOW && IsolationUsesXactSnapshot();
 	Snapshot snapshot = RegisterSnapshot(how == KEYS_NOW ? GetLatestSnapshot()
@@ -257,17 +261,18 @@ idem_keys_being_written(const KeyRow *row)
  */
 
 /*
- * The parameters by which a statement finds a version, with how many they are; see
- * THIS_VERSION in statements.c.
+ * The parameters by which a statement finds a version; see THIS_VERSION in
+ * statements.c.
  */
-static int
+#define VERSION_PARAMETERS 4
+
+static void
 keys_version(const KeyRow *row, Datum *values)
 {
 	values[0] = PointerGetDatum(&row->tid);
 	values[1] = row->values[KEY_EXPIRES_AT];
 	values[2] = row->values[KEY_STATUS];
 	values[3] = Int64GetDatum(KeyRowToken(row));
-	return 4;
 }
 
 static uint64
@@ -276,16 +281,20 @@ keys_execute(KeyStatement statement, Datum *values, const char *nulls)
 	return idem_plan_execute(statement, values, nulls, NULL, NULL);
 }
 
-static void
-keys_row(KeyRow *row, Datum *values, char *nulls)
+/*
+ * Writes a row, over the version "old" if the statement replaces one; returns how
+ * many rows were written.
+ */
+static uint64
+keys_write(KeyStatement statement, const KeyRow *old, KeyRow *row)
 {
+	Datum version[VERSION_PARAMETERS];
+
+	if (old != NULL)
+		keys_version(old, version);
 	KeyRowSet(row, KEY_STATUS,
 			  CStringGetTextDatum(idem_state_name(row->status)));
-	for (int i = 0; i < KEY_NCOLUMNS; i++)
-	{
-		values[i] = row->values[i];
-		nulls[i] = row->isnull[i] ? 'n' : ' ';
-	}
+	return idem_plan_write(statement, version, row);
 }
 
 /*
@@ -304,11 +313,7 @@ keys_row(KeyRow *row, Datum *values, char *nulls)
 static void
 keys_insert(KeyRow *row)
 {
-	Datum values[STATEMENT_MAX_PARAMETERS];
-	char nulls[STATEMENT_MAX_PARAMETERS];
-
-	keys_row(row, values, nulls);
-	if (keys_execute(STATEMENT_INSERT, values, nulls) != 1)
+	if (keys_write(STATEMENT_INSERT, NULL, row) != 1)
 		idem_report_not_written();
 }
 
@@ -320,11 +325,7 @@ keys_insert(KeyRow *row)
 bool
 idem_keys_insert_if_absent(KeyRow *row)
 {
-	Datum values[STATEMENT_MAX_PARAMETERS];
-	char nulls[STATEMENT_MAX_PARAMETERS];
-
-	keys_row(row, values, nulls);
-	return keys_execute(STATEMENT_INSERT_IF_ABSENT, values, nulls) == 1;
+	return keys_write(STATEMENT_INSERT_IF_ABSENT, NULL, row) == 1;
 }
 
 /*
@@ -336,13 +337,7 @@ idem_keys_insert_if_absent(KeyRow *row)
 bool
 idem_keys_update(KeyRow *row, const KeyRow *old)
 {
-	Datum values[STATEMENT_MAX_PARAMETERS];
-	char nulls[STATEMENT_MAX_PARAMETERS];
-	int nversion = keys_version(old, values);
-
-	memset(nulls, ' ', nversion);
-	keys_row(row, values + nversion, nulls + nversion);
-	return keys_execute(STATEMENT_UPDATE, values, nulls) == 1;
+	return keys_write(STATEMENT_UPDATE, old, row) == 1;
 }
 
 /*
@@ -368,7 +363,7 @@ idem_keys_write(KeyRow *row, const KeyRow *old)
 bool
 idem_keys_delete(const KeyRow *old)
 {
-	Datum values[STATEMENT_MAX_PARAMETERS];
+	Datum values[VERSION_PARAMETERS];
 
 	keys_version(old, values);
 	return keys_execute(STATEMENT_DELETE, values, NULL) == 1;
@@ -612,7 +607,9 @@ static const KeyColumn keys_by_reference[] = {
 KeyRow *
 idem_keys_copy_row(const KeyRow *row)
 {
+	KeyColumn columns[lengthof(keys_by_reference)];
 	Size sizes[lengthof(keys_by_reference)];
+	int ncolumns = 0;
 	Size total = MAXALIGN(sizeof(KeyRow));
 	KeyRow *copy;
 	char *to;
@@ -621,25 +618,22 @@ idem_keys_copy_row(const KeyRow *row)
 	{
 		KeyColumn column = keys_by_reference[i];
 
-		sizes[i] = 0;
 		if (row->isnull[column])
 			continue;
-		sizes[i] = column == KEY_CLAIM_ID ? UUID_LEN
-										  : VARSIZE_ANY(DatumGetPointer(row->values[column]));
-		total += MAXALIGN(sizes[i]);
+		columns[ncolumns] = column;
+		sizes[ncolumns] = column == KEY_CLAIM_ID
+			? UUID_LEN
+			: VARSIZE_ANY(DatumGetPointer(row->values[column]));
+		total += MAXALIGN(sizes[ncolumns++]);
 	}
 
 	copy = palloc_extended(total, MCXT_ALLOC_HUGE);
 	*copy = *row;
 	to = (char *) copy + MAXALIGN(sizeof(KeyRow));
-	for (int i = 0; i < (int) lengthof(keys_by_reference); i++)
+	for (int i = 0; i < ncolumns; i++)
 	{
-		KeyColumn column = keys_by_reference[i];
-
-		if (sizes[i] == 0)
-			continue;
-		memcpy(to, DatumGetPointer(row->values[column]), sizes[i]);
-		copy->values[column] = PointerGetDatum(to);
+		memcpy(to, DatumGetPointer(row->values[columns[i]]), sizes[i]);
+		copy->values[columns[i]] = PointerGetDatum(to);
 		to += MAXALIGN(sizes[i]);
 	}
 	return copy;

@@ -86,7 +86,7 @@ idempotency_checkpoint(PG_FUNCTION_ARGS)
 	TimestampTz end;
 
 	idem_require_writable("checkpoint");
-	if (PG_ARGISNULL(3))
+	if (idem_arg_is_null(fcinfo, 3))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("recovery_point must not be null"),
@@ -162,8 +162,8 @@ PG_FUNCTION_INFO_V1(idempotency_claim_abandoned);
 Datum
 idempotency_claim_abandoned(PG_FUNCTION_ARGS)
 {
-	text *operation = PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0);
-	int max_rows = PG_ARGISNULL(2) ? 100 : PG_GETARG_INT32(2);
+	text *operation = idem_arg_is_null(fcinfo, 0) ? NULL : PG_GETARG_TEXT_PP(0);
+	int max_rows = idem_arg_is_null(fcinfo, 2) ? 100 : PG_GETARG_INT32(2);
 	int taken = 0;
 	int skipped = 0; /* candidates that are not for us and still there */
 	int64 lease;

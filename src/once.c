@@ -123,10 +123,10 @@ idempotency_once_batch(PG_FUNCTION_ARGS)
 	idem_require_writable("once_batch");
 	scope = idem_scope_argument(fcinfo);
 	idem_binding_check(scope);
-	if (PG_ARGISNULL(1) || PG_ARGISNULL(2))
+	if (idem_arg_is_null(fcinfo, 1) || idem_arg_is_null(fcinfo, 2))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("%s must not be null", PG_ARGISNULL(1) ? "operation" : "keys"),
+				 errmsg("%s must not be null", idem_arg_is_null(fcinfo, 1) ? "operation" : "keys"),
 				 errhint("Give the operation and an array of keys.")));
 	operation = PG_GETARG_TEXT_PP(1);
 	idem_check_identity_part(operation, "operation");
@@ -166,7 +166,7 @@ idempotency_once_batch(PG_FUNCTION_ARGS)
 			distinct[ndistinct++] = PointerGetDatum(keys[i].key);
 	}
 	first = palloc0(sizeof(bool) * Max(ndistinct, 1));
-	if (!PG_ARGISNULL(4) && PG_GETARG_BOOL(4))
+	if (!idem_arg_is_null(fcinfo, 4) && PG_GETARG_BOOL(4))
 		open = palloc0(sizeof(bool) * Max(ndistinct, 1));
 	now = GetCurrentTimestamp();
 	if (ndistinct > 0)

@@ -111,6 +111,10 @@ idem_owner_lock(const KeyIdentity *id)
 	return pending;
 }
 
+/*
+ * Does what idem_owner_claim() says, for own->id and what this transaction knows of
+ * it, own->pending.
+ */
 static void
 owner_find_claim(OwnedClaim *own, bool has_token, int64 token, OwnerVerb verb)
 {
@@ -118,7 +122,6 @@ owner_find_claim(OwnedClaim *own, bool has_token, int64 token, OwnerVerb verb)
 
 	own->completed = false;
 	own->is_stored = false;
-	own->pending = idem_pending_find(&own->id);
 	if (own->pending != NULL)
 		state = *idem_pending_state(own->pending);
 	own->leased = has_token || state.leased;
@@ -194,11 +197,18 @@ void
 idem_owner_claim(OwnedClaim *own, FunctionCallInfo fcinfo, int token_argno,
 				 OwnerVerb verb)
 {
+	bool has_token;
+
 	idem_identity_argument(&own->id, fcinfo);
 	idem_binding_check(own->id.scope);
-	own->id.hash = idem_pending_hash(&own->id);
-	owner_find_claim(own, !PG_ARGISNULL(token_argno),
-					 PG_ARGISNULL(token_argno) ? 0 : PG_GETARG_INT64(token_argno), verb);
+	own->pending = idem_pending_find_last(&own->id);
+	if (own->pending == NULL)
+	{
+		own->id.hash = idem_lock_hash(&own->id);
+		own->pending = idem_pending_find(&own->id);
+	}
+	has_token = !idem_arg_is_null(fcinfo, token_argno);
+	owner_find_claim(own, has_token, has_token ? PG_GETARG_INT64(token_argno) : 0, verb);
 }
 
 /*
@@ -208,6 +218,7 @@ void
 idem_owner_claim_pending(OwnedClaim *own, const KeyIdentity *id, OwnerVerb verb)
 {
 	own->id = *id;
+	own->pending = idem_pending_find(id);
 	owner_find_claim(own, false, 0, verb);
 }
 

@@ -181,20 +181,6 @@ pending_grow_buckets(void)
 }
 
 /*
- * The hash of an identity that is complete but for it. Most often it is that of
- * the key which this transaction has claimed last, and known.
- *
- * Errors: 55000 see idem_lock_hash().
- */
-uint64
-idem_pending_hash(const KeyIdentity *id)
-{
-	if (pending_newest != NULL && idem_identity_equal(&pending_newest->id, id))
-		return pending_newest->id.hash;
-	return idem_lock_hash(id);
-}
-
-/*
  * This transaction's entry for a key, or NULL. Compares whole identities: to
  * hold the lock already proves nothing, since unlike keys may share it.
  */
@@ -205,6 +191,19 @@ idem_pending_find(const KeyIdentity *id)
 		if (claim->id.hash == id->hash && idem_identity_equal(&claim->id, id))
 			return claim;
 	return NULL;
+}
+
+/*
+ * The entry that this transaction made last, if it is that of a key whose hash is
+ * not known yet; or NULL. Most often it is, and then nobody need compute the hash.
+ */
+PendingClaim *
+idem_pending_find_last(KeyIdentity *id)
+{
+	if (pending_newest == NULL || !idem_identity_equal(&pending_newest->id, id))
+		return NULL;
+	id->hash = pending_newest->id.hash;
+	return pending_newest;
 }
 
 const PendingState *

@@ -274,10 +274,10 @@ plan_hide_context(void *arg pg_attribute_unused())
 }
 
 /*
- * Whether a row has no more than the lean columns; then these are its parameters.
+ * Whether a row has no more than the lean columns.
  */
 static bool
-plan_is_lean(const Datum *values, const char *nulls, Datum *lean_values, char *lean_nulls)
+plan_is_lean(const KeyRow *row)
 {
 	static const KeyColumn others[] = {
 		KEY_TOKEN, KEY_CLAIMED_AT, KEY_CHECKPOINTED_AT, KEY_LOCKED_UNTIL, KEY_LEASE_MS,
@@ -287,13 +287,8 @@ plan_is_lean(const Datum *values, const char *nulls, Datum *lean_values, char *l
 	StaticAssertStmt(lengthof(others) + STATEMENT_LEAN_COLUMNS == KEY_NCOLUMNS,
 					 "every column is either lean or not");
 	for (int i = 0; i < (int) lengthof(others); i++)
-		if (nulls[others[i]] != 'n')
+		if (!row->isnull[others[i]])
 			return false;
-	for (int i = 0; i < STATEMENT_LEAN_COLUMNS; i++)
-	{
-		lean_values[i] = values[idem_statement_lean[i]];
-		lean_nulls[i] = nulls[idem_statement_lean[i]];
-	}
 	return true;
 }
 
@@ -393,18 +388,47 @@ idem_plan_execute(KeyStatement statement, Datum *values, const char *nulls,
 {
 	bool reads = idem_statements[statement].reads;
 	Relation table = idem_table_open(reads ? AccessShareLock : RowExclusiveLock);
+	uint64 processed = plan_execute_on(table, idem_table_is_plain(table), statement, values, nulls,
+									   consume, state);
+
+	table_close(table, NoLock);
+	return processed;
+}
+
+/*
+ * The same of a statement that writes a row: its last parameters are the row's
+ * columns, and "own" has those before.
+ */
+uint64
+idem_plan_write(KeyStatement statement, const Datum *own, const KeyRow *row)
+{
+	Relation table = idem_table_open(RowExclusiveLock);
 	bool plain = idem_table_is_plain(table);
-	Datum lean_values[STATEMENT_LEAN_COLUMNS];
-	char lean_nulls[STATEMENT_LEAN_COLUMNS];
+	Datum values[STATEMENT_MAX_PARAMETERS];
+	char nulls[STATEMENT_MAX_PARAMETERS];
+	int number;
 	uint64 processed;
 
 	/* A column that is not named would get its default, where it has one. */
-	if (plain && statement == STATEMENT_INSERT &&
-		plan_is_lean(values, nulls, lean_values, lean_nulls))
-		processed = plan_execute_on(table, plain, STATEMENT_INSERT_LEAN, lean_values, lean_nulls,
-									consume, state);
+	if (statement == STATEMENT_INSERT && plain && plan_is_lean(row))
+		statement = STATEMENT_INSERT_LEAN;
+
+	number = idem_statement_own_parameters(statement);
+	memcpy(values, own, sizeof(Datum) * number);
+	memset(nulls, ' ', number);
+	if (idem_statements[statement].columns == COLUMNS_LEAN)
+		for (int i = 0; i < STATEMENT_LEAN_COLUMNS; i++, number++)
+		{
+			values[number] = row->values[idem_statement_lean[i]];
+			nulls[number] = row->isnull[idem_statement_lean[i]] ? 'n' : ' ';
+		}
 	else
-		processed = plan_execute_on(table, plain, statement, values, nulls, consume, state);
+		for (int i = 0; i < KEY_NCOLUMNS; i++, number++)
+		{
+			values[number] = row->values[i];
+			nulls[number] = row->isnull[i] ? 'n' : ' ';
+		}
+	processed = plan_execute_on(table, plain, statement, values, nulls, NULL, NULL);
 	table_close(table, NoLock);
 	return processed;
 }

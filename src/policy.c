@@ -111,7 +111,7 @@ policy_operation_argument(FunctionCallInfo fcinfo)
 {
 	text *operation;
 
-	if (PG_ARGISNULL(0))
+	if (idem_arg_is_null(fcinfo, 0))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("operation must not be null"),
@@ -141,7 +141,7 @@ idempotency_set_policy(PG_FUNCTION_ARGS)
 	for (int i = 0; i < POLICY_NCOLUMNS; i++)
 	{
 		values[i] = PG_GETARG_DATUM(i);
-		nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
+		nulls[i] = idem_arg_is_null(fcinfo, i) ? 'n' : ' ';
 	}
 	values[POLICY_OPERATION] = PointerGetDatum(policy_operation_argument(fcinfo));
 	for (int i = 0; i < (int) lengthof(durations); i++)
@@ -153,7 +153,7 @@ idempotency_set_policy(PG_FUNCTION_ARGS)
 								   IDEM_MAX_TTL_US, 0);
 		values[POLICY_TTL + i] = IntervalPGetDatum(span);
 	}
-	if (!PG_ARGISNULL(POLICY_MAX_ATTEMPTS) && PG_GETARG_INT32(POLICY_MAX_ATTEMPTS) < 1)
+	if (!idem_arg_is_null(fcinfo, POLICY_MAX_ATTEMPTS) && PG_GETARG_INT32(POLICY_MAX_ATTEMPTS) < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("max_attempts must be greater than zero"),

@@ -43,7 +43,7 @@ idempotency_resolve(PG_FUNCTION_ARGS)
 	TimestampTz now;
 
 	idem_require_writable("resolve");
-	if (PG_ARGISNULL(3))
+	if (idem_arg_is_null(fcinfo, 3))
 		resolve_report_decision();
 	decision = text_to_cstring(PG_GETARG_TEXT_PP(3));
 	retry = strcmp(decision, "retry") == 0;
@@ -113,7 +113,7 @@ idempotency_import_completed(PG_FUNCTION_ARGS)
 	if (fingerprint != NULL)
 		KeyRowSet(&row, KEY_FINGERPRINT, PointerGetDatum(fingerprint));
 	for (int i = 0; i < (int) lengthof(times); i++)
-		if (!PG_ARGISNULL(7 + i))
+		if (!idem_arg_is_null(fcinfo, 7 + i))
 			KeyRowSet(&row, times[i], PG_GETARG_DATUM(7 + i));
 	if (row.isnull[KEY_COMPLETED_AT])
 	{

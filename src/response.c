@@ -177,7 +177,7 @@ idem_response_read(IdemResponse *response, FunctionCallInfo fcinfo, int argno)
 	memset(response->isnull, true, sizeof(response->isnull));
 	memset(response->values, 0, sizeof(response->values));
 	for (int i = 0; i < IDEM_RESPONSE_PARTS; i++)
-		if (!PG_ARGISNULL(argno + i))
+		if (!idem_arg_is_null(fcinfo, argno + i))
 			idem_response_set(response, i, PG_GETARG_DATUM(argno + i));
 	idem_response_check(response);
 }

@@ -303,7 +303,7 @@ idempotency_run(PG_FUNCTION_ARGS)
 	text *body;
 
 	idem_require_writable("run");
-	if (PG_ARGISNULL(3))
+	if (idem_arg_is_null(fcinfo, 3))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("command must not be null"),
@@ -313,9 +313,9 @@ idempotency_run(PG_FUNCTION_ARGS)
 	request.claim.fingerprint = idem_fingerprint_argument(fcinfo, 5, 10);
 	request.claim.ttl = idem_duration(fcinfo, 6, "ttl", 1, IDEM_MAX_TTL_US, policy.ttl);
 	request.wait = idem_claim_wait_argument(fcinfo, 7, 0);
-	if (!PG_ARGISNULL(8))
+	if (!idem_arg_is_null(fcinfo, 8))
 		idem_response_set(&response, IDEM_RESPONSE_STATUS, PG_GETARG_DATUM(8));
-	if (!PG_ARGISNULL(9))
+	if (!idem_arg_is_null(fcinfo, 9))
 		idem_response_set(&response, IDEM_RESPONSE_HEADERS, PG_GETARG_DATUM(9));
 	idem_response_check(&response);
 
@@ -326,7 +326,7 @@ idempotency_run(PG_FUNCTION_ARGS)
 		PG_RETURN_DATUM(idem_claim_result(fcinfo, &answer, answer.outcome == CLAIM_REPLAY));
 
 	body = run_command(text_to_cstring(PG_GETARG_TEXT_PP(3)),
-					   PG_GETARG_DATUM(4), PG_ARGISNULL(4));
+					   PG_GETARG_DATUM(4), idem_arg_is_null(fcinfo, 4));
 	if (body != NULL)
 	{
 		idem_response_set(&response, IDEM_RESPONSE_BODY, PointerGetDatum(body));

@@ -283,9 +283,10 @@ const StatementText idem_statements[NSTATEMENTS] = {
 /*
  * How many parameters come before the values of columns.
  */
-static int
-statement_own_parameters(const StatementText *text)
+int
+idem_statement_own_parameters(KeyStatement statement)
 {
+	const StatementText *text = &idem_statements[statement];
 	int number = 0;
 
 	while (number < STATEMENT_OWN_PARAMETERS && OidIsValid(text->types[number]))
@@ -301,7 +302,7 @@ int
 idem_statement_types(KeyStatement statement, Oid *types)
 {
 	const StatementText *text = &idem_statements[statement];
-	int ntypes = statement_own_parameters(text);
+	int ntypes = idem_statement_own_parameters(statement);
 
 	memcpy(types, text->types, sizeof(Oid) * ntypes);
 	if (text->columns == COLUMNS_ALL)
@@ -331,11 +332,11 @@ static const char *const statement_markers[NLISTS] = {
 };
 
 static void
-statement_append_list(StringInfo sql, const StatementText *text, StatementList list)
+statement_append_list(StringInfo sql, KeyStatement statement, StatementList list)
 {
-	bool lean = text->columns == COLUMNS_LEAN;
+	bool lean = idem_statements[statement].columns == COLUMNS_LEAN;
 	int ncolumns = lean ? STATEMENT_LEAN_COLUMNS : KEY_NCOLUMNS;
-	int parameter = statement_own_parameters(text);
+	int parameter = idem_statement_own_parameters(statement);
 
 	for (int i = 0; i < ncolumns; i++)
 	{
@@ -386,7 +387,7 @@ idem_statement_sql(KeyStatement statement)
 		while (list < NLISTS && strncmp(marker, statement_markers[list], length) != 0)
 			list++;
 		if (list < NLISTS)
-			statement_append_list(&sql, text, (StatementList) list);
+			statement_append_list(&sql, statement, (StatementList) list);
 		else
 			appendStringInfo(&sql, "OPERATOR(pg_catalog.%.*s)", length - 2, marker + 1);
 		from = marker + length;

@@ -63,12 +63,14 @@ typedef struct StatementText
 /* statements.c */
 extern const StatementText idem_statements[NSTATEMENTS];
 extern const KeyColumn idem_statement_lean[STATEMENT_LEAN_COLUMNS];
+extern int idem_statement_own_parameters(KeyStatement statement);
 extern int idem_statement_types(KeyStatement statement, Oid *types);
 extern char *idem_statement_sql(KeyStatement statement);
 
 /* plans.c */
 extern uint64 idem_plan_execute(KeyStatement statement, Datum *values, const char *nulls,
 								void (*consume)(void *state, uint64 nrows), void *state);
+extern uint64 idem_plan_write(KeyStatement statement, const Datum *own, const KeyRow *row);
 extern Datum idem_plan_value(uint64 row, int column);
 
 #endif /* IDEMPOTENCY_STATEMENTS_H */

@@ -207,12 +207,12 @@ idempotency_key_standing(PG_FUNCTION_ARGS)
 	KeyRow row;
 	KeyStanding standing;
 
-	if (PG_ARGISNULL(0) || PG_ARGISNULL(1) || PG_ARGISNULL(4) ||
+	if (idem_arg_is_null(fcinfo, 0) || idem_arg_is_null(fcinfo, 1) || idem_arg_is_null(fcinfo, 4) ||
 		!state_find(text_to_cstring(PG_GETARG_TEXT_PP(0)), &row.status))
 		PG_RETURN_NULL();
 	memset(row.isnull, true, sizeof(row.isnull));
 	for (int i = 0; i < (int) lengthof(columns); i++)
-		if (!PG_ARGISNULL(i + 1))
+		if (!idem_arg_is_null(fcinfo, i + 1))
 			KeyRowSet(&row, columns[i], PG_GETARG_DATUM(i + 1));
 	standing = idem_state_of(&row, PG_GETARG_TIMESTAMPTZ(4));
 	PG_RETURN_TEXT_P(cstring_to_text(state_standings[standing]));
