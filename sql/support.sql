@@ -68,7 +68,9 @@ SELECT outcome FROM idempotency.claim('support', 'o', 'k');
 RESET ROLE;
 
 -- It is for the planner alone.
+\set VERBOSITY sqlstate
 SELECT idempotency.call_support(NULL);
+\set VERBOSITY default
 
 DROP OWNED BY regress_idempotency_stranger;
 DROP ROLE regress_idempotency_stranger;
