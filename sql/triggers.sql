@@ -132,6 +132,20 @@ ROLLBACK;
 RESET ALL;
 DROP TRIGGER see ON idempotency.idempotency_keys;
 
+-- A trigger for a column hears of each write, as if all columns were written: where
+-- nothing hangs on the table, only those that change are.
+BEGIN;
+CREATE TRIGGER note AFTER UPDATE OF note ON idempotency.idempotency_keys FOR EACH ROW EXECUTE FUNCTION public.triggers_own_path();
+SELECT outcome FROM idempotency.claim('triggers', 'op', 'column', lease => '1 hour', note => 'trace');
+SELECT idempotency.complete('triggers', 'op', 'column', 200) > now() AS done;
+SELECT what, count(*) FROM triggers_a.audit GROUP BY what ORDER BY what;
+ROLLBACK;
+SELECT token FROM idempotency.claim('triggers', 'op', 'column', lease => '1 hour', note => 'trace', state => '{"step": 1}') \gset
+SELECT idempotency.checkpoint('triggers', 'op', 'column', 'sent', token => :token) > now() AS renewed;
+SELECT idempotency.complete('triggers', 'op', 'column', 200, response_bytes => '\x00', token => :token) > now() AS done;
+SELECT status, note, state, recovery_point, response_bytes, token = :token AS token, attempt, completed_at > created_at AS completed,
+	   locked_until, claim_id FROM idempotency.lookup('triggers', 'op', 'column');
+
 SELECT idempotency.forget_scope('triggers', true) > 0 AS cleared;
 SET client_min_messages = warning;
 DROP SCHEMA triggers_a, triggers_b CASCADE;

@@ -294,7 +294,7 @@ keys_write(KeyStatement statement, const KeyRow *old, KeyRow *row)
 		keys_version(old, version);
 	KeyRowSet(row, KEY_STATUS,
 			  CStringGetTextDatum(idem_state_name(row->status)));
-	return idem_plan_write(statement, version, row);
+	return idem_plan_write(statement, version, old, row);
 }
 
 /*

@@ -274,21 +274,22 @@ plan_hide_context(void *arg pg_attribute_unused())
 }
 
 /*
- * Whether a row has no more than the lean columns.
+ * Whether a statement that writes fewer columns does the same: the others are NULL,
+ * as an INSERT leaves them, or what they are in the version that is replaced.
  */
 static bool
-plan_is_lean(const KeyRow *row)
+plan_is_enough(KeyStatement narrow, const KeyRow *old, const KeyRow *row)
 {
-	static const KeyColumn others[] = {
-		KEY_TOKEN, KEY_CLAIMED_AT, KEY_CHECKPOINTED_AT, KEY_LOCKED_UNTIL, KEY_LEASE_MS,
-		KEY_RESPONSE_EXPIRES_AT, KEY_REDACTED_AT, KEY_CLAIM_ID, KEY_HOLD_IF_ABANDONED,
-		KEY_RECOVERY_POINT, KEY_STATE, KEY_RESPONSE_BYTES, KEY_LAST_ERROR, KEY_NOTE};
+	KeyColumns others = ~idem_statements[narrow].columns;
 
-	StaticAssertStmt(lengthof(others) + STATEMENT_LEAN_COLUMNS == KEY_NCOLUMNS,
-					 "every column is either lean or not");
-	for (int i = 0; i < (int) lengthof(others); i++)
-		if (!row->isnull[others[i]])
+	for (int i = 0; i < KEY_NCOLUMNS; i++)
+	{
+		if ((others & KEY_COLUMN(i)) == 0)
+			continue;
+		if (row->isnull[i] != (old == NULL || old->isnull[i]) ||
+			(!row->isnull[i] && row->values[i] != old->values[i]))
 			return false;
+	}
 	return true;
 }
 
@@ -397,10 +398,15 @@ idem_plan_execute(KeyStatement statement, Datum *values, const char *nulls,
 
 /*
  * The same of a statement that writes a row: its last parameters are the row's
- * columns, and "own" has those before.
+ * columns, and "own" has those before. "old" is the version that it replaces, or
+ * NULL.
+ *
+ * Each column costs, the more of them the more, so that what most calls write has a
+ * narrower statement. Only on a plain table: a column that is not named would get
+ * its default, and a trigger may be there for it.
  */
 uint64
-idem_plan_write(KeyStatement statement, const Datum *own, const KeyRow *row)
+idem_plan_write(KeyStatement statement, const Datum *own, const KeyRow *old, const KeyRow *row)
 {
 	Relation table = idem_table_open(RowExclusiveLock);
 	bool plain = idem_table_is_plain(table);
@@ -409,24 +415,20 @@ idem_plan_write(KeyStatement statement, const Datum *own, const KeyRow *row)
 	int number;
 	uint64 processed;
 
-	/* A column that is not named would get its default, where it has one. */
-	if (statement == STATEMENT_INSERT && plain && plan_is_lean(row))
+	if (plain && statement == STATEMENT_INSERT && plan_is_enough(STATEMENT_INSERT_LEAN, NULL, row))
 		statement = STATEMENT_INSERT_LEAN;
+	else if (plain && statement == STATEMENT_UPDATE &&
+			 plan_is_enough(STATEMENT_UPDATE_END, old, row))
+		statement = STATEMENT_UPDATE_END;
 
 	number = idem_statement_own_parameters(statement);
 	memcpy(values, own, sizeof(Datum) * number);
 	memset(nulls, ' ', number);
-	if (idem_statements[statement].columns == COLUMNS_LEAN)
-		for (int i = 0; i < STATEMENT_LEAN_COLUMNS; i++, number++)
-		{
-			values[number] = row->values[idem_statement_lean[i]];
-			nulls[number] = row->isnull[idem_statement_lean[i]] ? 'n' : ' ';
-		}
-	else
-		for (int i = 0; i < KEY_NCOLUMNS; i++, number++)
+	for (int i = 0; i < KEY_NCOLUMNS; i++)
+		if (idem_statements[statement].columns & KEY_COLUMN(i))
 		{
 			values[number] = row->values[i];
-			nulls[number] = row->isnull[i] ? 'n' : ' ';
+			nulls[number++] = row->isnull[i] ? 'n' : ' ';
 		}
 	processed = plan_execute_on(table, plain, statement, values, nulls, NULL, NULL);
 	table_close(table, NoLock);

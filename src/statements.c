@@ -108,37 +108,53 @@
 	" (SELECT FROM ONLY " KEYS " AS k WHERE " condition " LIMIT $3) AS c"
 #define COUNT_TYPES {TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID}
 
-/*
- * What a key has that is completed in the transaction of its claim, which is what
- * most keys are. An INSERT of so much is cheaper than one of mostly NULLs.
- */
-const KeyColumn idem_statement_lean[STATEMENT_LEAN_COLUMNS] = {
-	KEY_CREATED_AT, KEY_EXPIRES_AT, KEY_COMPLETED_AT, KEY_ATTEMPT, KEY_RESPONSE_STATUS,
-	KEY_SCOPE, KEY_OPERATION, KEY_KEY, KEY_STATUS, KEY_FINGERPRINT, KEY_RESPONSE_HEADERS,
-	KEY_RESPONSE_BODY};
+#define ALL_COLUMNS (KEY_COLUMN(KEY_NCOLUMNS) - 1)
+
+/* What a key has that is completed in the transaction of its claim, as most are. */
+#define LEAN_COLUMNS \
+	(KEY_COLUMN(KEY_CREATED_AT) | KEY_COLUMN(KEY_EXPIRES_AT) | KEY_COLUMN(KEY_COMPLETED_AT) | \
+	 KEY_COLUMN(KEY_ATTEMPT) | KEY_COLUMN(KEY_RESPONSE_STATUS) | KEY_COLUMN(KEY_SCOPE) | \
+	 KEY_COLUMN(KEY_OPERATION) | KEY_COLUMN(KEY_KEY) | KEY_COLUMN(KEY_STATUS) | \
+	 KEY_COLUMN(KEY_FINGERPRINT) | KEY_COLUMN(KEY_RESPONSE_HEADERS) | \
+	 KEY_COLUMN(KEY_RESPONSE_BODY))
+
+/* What complete() and fail() change of a claim that is in the table. */
+#define END_COLUMNS \
+	(KEY_COLUMN(KEY_EXPIRES_AT) | KEY_COLUMN(KEY_COMPLETED_AT) | \
+	 KEY_COLUMN(KEY_RESPONSE_STATUS) | KEY_COLUMN(KEY_LOCKED_UNTIL) | \
+	 KEY_COLUMN(KEY_LEASE_MS) | KEY_COLUMN(KEY_RESPONSE_EXPIRES_AT) | \
+	 KEY_COLUMN(KEY_CLAIM_ID) | KEY_COLUMN(KEY_HOLD_IF_ABANDONED) | KEY_COLUMN(KEY_STATUS) | \
+	 KEY_COLUMN(KEY_RESPONSE_HEADERS) | KEY_COLUMN(KEY_RESPONSE_BODY) | \
+	 KEY_COLUMN(KEY_RESPONSE_BYTES) | KEY_COLUMN(KEY_LAST_ERROR))
 
 const StatementText idem_statements[NSTATEMENTS] = {
 	[STATEMENT_INSERT] = {
 		.sql =
 			"INSERT INTO " KEYS " ({columns}) VALUES ({values})",
-		.columns = COLUMNS_ALL,
+		.columns = ALL_COLUMNS,
 	},
 	[STATEMENT_INSERT_LEAN] = {
 		.sql =
 			"INSERT INTO " KEYS " ({columns}) VALUES ({values})",
-		.columns = COLUMNS_LEAN,
+		.columns = LEAN_COLUMNS,
 	},
 	[STATEMENT_INSERT_IF_ABSENT] = {
 		.sql =
 			"INSERT INTO " KEYS " ({columns}) VALUES ({values})"
 			" ON CONFLICT (scope, operation, key) DO NOTHING",
-		.columns = COLUMNS_ALL,
+		.columns = ALL_COLUMNS,
 	},
 	[STATEMENT_UPDATE] = {
 		.sql =
 			"UPDATE ONLY " KEYS " AS k SET {assignments} WHERE " THIS_VERSION,
 		.types = VERSION_TYPES,
-		.columns = COLUMNS_ALL,
+		.columns = ALL_COLUMNS,
+	},
+	[STATEMENT_UPDATE_END] = {
+		.sql =
+			"UPDATE ONLY " KEYS " AS k SET {assignments} WHERE " THIS_VERSION,
+		.types = VERSION_TYPES,
+		.columns = END_COLUMNS,
 	},
 	[STATEMENT_DELETE] = {
 		.sql =
@@ -305,12 +321,9 @@ idem_statement_types(KeyStatement statement, Oid *types)
 	int ntypes = idem_statement_own_parameters(statement);
 
 	memcpy(types, text->types, sizeof(Oid) * ntypes);
-	if (text->columns == COLUMNS_ALL)
-		for (int i = 0; i < KEY_NCOLUMNS; i++)
+	for (int i = 0; i < KEY_NCOLUMNS; i++)
+		if (text->columns & KEY_COLUMN(i))
 			types[ntypes++] = idem_table_columns[i].type;
-	else if (text->columns == COLUMNS_LEAN)
-		for (int i = 0; i < STATEMENT_LEAN_COLUMNS; i++)
-			types[ntypes++] = idem_table_columns[idem_statement_lean[i]].type;
 	return ntypes;
 }
 
@@ -334,16 +347,18 @@ static const char *const statement_markers[NLISTS] = {
 static void
 statement_append_list(StringInfo sql, KeyStatement statement, StatementList list)
 {
-	bool lean = idem_statements[statement].columns == COLUMNS_LEAN;
-	int ncolumns = lean ? STATEMENT_LEAN_COLUMNS : KEY_NCOLUMNS;
-	int parameter = idem_statement_own_parameters(statement);
+	/* A row that is excluded has all columns, and takes no parameters. */
+	KeyColumns columns = list == LIST_EXCLUDED ? ALL_COLUMNS : idem_statements[statement].columns;
+	int first = idem_statement_own_parameters(statement) + 1;
+	int parameter = first;
 
-	for (int i = 0; i < ncolumns; i++)
+	for (int i = 0; i < KEY_NCOLUMNS; i++)
 	{
-		const char *name = idem_table_columns[lean ? idem_statement_lean[i] : (KeyColumn) i].name;
+		const char *name = idem_table_columns[i].name;
 
-		parameter++;
-		if (i > 0)
+		if ((columns & KEY_COLUMN(i)) == 0)
+			continue;
+		if (parameter > first)
 			appendStringInfoString(sql, ", ");
 		switch (list)
 		{
@@ -362,6 +377,7 @@ statement_append_list(StringInfo sql, KeyStatement statement, StatementList list
 			case NLISTS:
 				pg_unreachable();
 		}
+		parameter++;
 	}
 }
 

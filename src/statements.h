@@ -20,6 +20,7 @@ typedef enum KeyStatement
 	STATEMENT_INSERT_LEAN,
 	STATEMENT_INSERT_IF_ABSENT,
 	STATEMENT_UPDATE,
+	STATEMENT_UPDATE_END,
 	STATEMENT_DELETE,
 	STATEMENT_DELETE_SCOPE,
 	STATEMENT_DELETE_EXPIRED,
@@ -39,30 +40,28 @@ typedef enum KeyStatement
 	NSTATEMENTS
 } KeyStatement;
 
-/* Which columns' values come after a statement's other parameters. */
-typedef enum StatementColumns
-{
-	COLUMNS_NONE,
-	COLUMNS_ALL, /* in the order of KeyColumn */
-	COLUMNS_LEAN /* in the order of idem_statement_lean */
-} StatementColumns;
+/*
+ * A set of columns: those whose values come after a statement's other parameters, in
+ * the order of KeyColumn.
+ */
+typedef uint32 KeyColumns;
+
+#define KEY_COLUMN(column) ((KeyColumns) 1 << (column))
 
 #define STATEMENT_OWN_PARAMETERS 6
 #define STATEMENT_MAX_PARAMETERS (STATEMENT_OWN_PARAMETERS + KEY_NCOLUMNS)
-#define STATEMENT_LEAN_COLUMNS 12
 
 typedef struct StatementText
 {
 	const char *sql;                     /* as idem_statement_sql() reads it */
 	Oid types[STATEMENT_OWN_PARAMETERS]; /* of $1 and so on, as far as there are any */
-	StatementColumns columns;
+	KeyColumns columns;
 	bool reads;       /* and nothing else */
 	bool may_be_lost; /* in a crash, after its commit */
 } StatementText;
 
 /* statements.c */
 extern const StatementText idem_statements[NSTATEMENTS];
-extern const KeyColumn idem_statement_lean[STATEMENT_LEAN_COLUMNS];
 extern int idem_statement_own_parameters(KeyStatement statement);
 extern int idem_statement_types(KeyStatement statement, Oid *types);
 extern char *idem_statement_sql(KeyStatement statement);
@@ -70,7 +69,8 @@ extern char *idem_statement_sql(KeyStatement statement);
 /* plans.c */
 extern uint64 idem_plan_execute(KeyStatement statement, Datum *values, const char *nulls,
 								void (*consume)(void *state, uint64 nrows), void *state);
-extern uint64 idem_plan_write(KeyStatement statement, const Datum *own, const KeyRow *row);
+extern uint64 idem_plan_write(KeyStatement statement, const Datum *own, const KeyRow *old,
+							  const KeyRow *row);
 extern Datum idem_plan_value(uint64 row, int column);
 
 #endif /* IDEMPOTENCY_STATEMENTS_H */
