@@ -50,7 +50,8 @@ stop_all()
 
 # conform NAME VIA COMMAND... [-- OPTION...]: run all cases, or those that the
 # options choose, against a service in a database of its own. Prints what
-# "conformance" prints, and appends its JSON line to $work/results.
+# "conformance" prints, and appends its JSON line to $work/results. Returns 1 if a
+# case failed, 2 if the service did not start.
 conform()
 {
 	local name=$1 via=$2 command=() pid status=0 output options=() said url host
@@ -65,7 +66,7 @@ conform()
 	databases=$((databases + 1))
 	said=$work/host.$databases
 	output=$work/output.$databases
-	"$bindir/createdb" "conformance_$databases"
+	"$bindir/createdb" "conformance_$databases" || die "could not make a database"
 	PGDATABASE=conformance_$databases "$here/host" "${options[@]}" --log "$work/service.log" -- "${command[@]}" \
 		>"$said" 2>>"$work/service.log" &
 	pid=$!
@@ -73,8 +74,8 @@ conform()
 	until [ -s "$said" ]; do
 		if ! kill -0 "$pid" 2>/dev/null; then
 			tail -n 20 "$work/service.log"
-			say "FAILED $name $via: the service did not start; see the end of its log above"
-			return 1
+			say "The service $name, $via, did not start; see the end of its log above"
+			return 2
 		fi
 		sleep 0.1
 	done

@@ -28,9 +28,9 @@ def expect(condition, why):
         raise AssertionError(str(why))
 
 
-def wait_for(what, look, patience=PATIENCE):
+def wait_for(what, look):
     """Looks until there is something to see."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + PATIENCE[0]
     while True:
         seen = look()
         if seen:

@@ -10,7 +10,7 @@ import socket
 import time
 from urllib.parse import urlsplit
 
-PATIENCE = 90  # seconds until an answer that does not come is a failure; not a speed that is asked for
+PATIENCE = [90]  # seconds until what does not come is a failure; not a speed that is asked for
 
 
 class NoAnswer(Exception):
@@ -47,7 +47,7 @@ class Exchange:
 
     def __init__(self, address, data):
         try:
-            self.socket = socket.create_connection(address, timeout=PATIENCE)
+            self.socket = socket.create_connection(address, timeout=PATIENCE[0])
         except OSError as error:
             raise NoAnswer(f'cannot connect to {address}: {error}') from None
         self.buffer = b''
@@ -60,8 +60,8 @@ class Exchange:
         """Is there anything of the answer, or its end, after so long?"""
         return bool(select.select([self.socket], [], [], seconds)[0])
 
-    def answer(self, patience=PATIENCE):
-        deadline = time.monotonic() + patience
+    def answer(self):
+        deadline = time.monotonic() + PATIENCE[0]
         try:
             while True:
                 head = self._until(b'\r\n\r\n', deadline)

@@ -43,7 +43,8 @@ def is_lost(error):
 
 
 class Pool:
-    def __init__(self, size):
+    def __init__(self, size, broken):
+        self.broken = broken
         self.free = queue.LifoQueue()
         for _ in range(size):
             self.free.put(None)
@@ -52,7 +53,7 @@ class Pool:
     @contextmanager
     def cursor(self):
         """In a transaction."""
-        connection = self.free.get(timeout=300)
+        connection = self.free.get(timeout=0.001 if self.broken == 'pool' else 300)
         try:
             if connection is None:
                 connection = psycopg2.connect('')
@@ -65,13 +66,13 @@ class Pool:
         finally:
             self.free.put(connection)
 
-    def transaction(self, work, attempts=5, broken=None):
+    def transaction(self, work, attempts=5):
         for attempt in range(1, attempts + 1):
             try:
                 with self.cursor() as cursor:
                     return work(cursor)
             except CONFLICTS:
-                if attempt == attempts or broken == 'conflicts':
+                if attempt == attempts or self.broken == 'conflicts':
                     raise
                 time.sleep(random.uniform(0, 0.05) * attempt)
 
@@ -86,6 +87,8 @@ class Idempotency:
             return 'fingerprint => NULL', ()
         if self.broken == 'jsonb':
             return 'request => %s::jsonb', (body.decode(errors='replace') or None,)
+        if self.broken == 'spelling':
+            return 'fingerprint => sha256(%s::bytea)', (body,)
         if params and self.broken != 'params':
             return ("request => jsonb_build_object('params', %s::jsonb, 'body', encode(idempotency.fingerprint_bytes(%s::bytea), 'hex'))",
                     (json.dumps(params), body))
@@ -125,13 +128,14 @@ class Idempotency:
             return answer
 
         with self.answers() as answers:
-            answers.answer = self.pool.transaction(work, broken=self.broken)
+            answers.answer = self.pool.transaction(work)
         send(answers.answer)
 
     def complete(self, cursor, id, answer, token=None):
         headers, text, binary = to_record(answer, self.broken)
-        cursor.execute('SELECT idempotency.complete(%s, %s, %s, %s, %s, %s::jsonb, %s::bytea, token => %s, refuse_repeat => %s)',
-                       (*id, answer.status, text, headers, binary, token, self.broken != 'refuse-repeat'))
+        cursor.execute('SELECT idempotency.complete(%s, %s, %s, %s, %s, %s::jsonb, %s::bytea, token => %s, refuse_repeat => %s, ttl => %s::interval)',
+                       (*id, answer.status, text, headers, binary, token, self.broken != 'refuse-repeat',
+                        '1 ms' if self.broken == 'forgetful' else None))
 
     def without_work(self, claim):
         outcome, status, text, binary, headers, retry_after_ms = claim[:6]
@@ -157,8 +161,9 @@ class Idempotency:
             cursor.execute(
                 f'''SELECT {OUTCOME}, token, idempotency.effect_key(%s, %s, %s, 'charge')
                       FROM idempotency.claim(%s, %s, %s, {comparison}, lease => %s::interval, claim_id => %s::uuid,
-                                             hold_if_abandoned => false, state => %s::jsonb)''',
-                (*id, *id, *values, self.lease, str(uuid.uuid4()) if self.broken == 'claim-id' else claim_id, json.dumps(state)))
+                                             hold_if_abandoned => %s, state => %s::jsonb)''',
+                (*id, *id, *values, self.lease, str(uuid.uuid4()) if self.broken == 'claim-id' else claim_id,
+                 self.broken == 'take-over', json.dumps(state)))
             return cursor.fetchone()
 
         with self.answers() as answers:
@@ -178,7 +183,8 @@ class Idempotency:
         try:
             value = work(str(uuid.uuid4()) if self.broken == 'effect-key' else effect_key, state)
         except NothingHappened:
-            end('fail(%s, %s, %s, token => %s)')
+            if self.broken != 'fail':
+                end('fail(%s, %s, %s, token => %s)')
             raise Problem(503, 'unavailable', 'Nothing happened; try again.', 1) from None
         except Refused as refused:
             if self.broken == 'refusals':

@@ -53,6 +53,8 @@ class Problem(Exception):
 def key_of(lines, broken):
     """The key of all lines of the header."""
     if not lines:
+        if broken == 'missing':
+            return 'none'
         raise Problem(400, 'missing', 'This operation needs an Idempotency-Key.')
     text = lines[0].strip()
     if broken == 'quotes':
@@ -76,11 +78,13 @@ def to_record(answer, broken):
     names = {n.lower(): v for n, v in answer.headers}
     if 'content-encoding' not in names and re.match(r'text/|application/(.*\+)?(json|xml)', names.get('content-type', '')):
         try:
-            text = answer.body.decode()
+            text = answer.body.decode('latin-1' if broken == 'text' else 'utf-8')
             if '\0' not in text:
                 return json.dumps(headers), text, None
         except ValueError:
             pass
+    if broken == 'empty' and not answer.body:
+        return json.dumps(headers), 'null', None
     if broken == 'bytes':
         return json.dumps(headers), answer.body.decode(errors='replace').replace('\0', ''), None
     return json.dumps(headers), None, answer.body
