@@ -213,7 +213,7 @@ class Idempotency:
         return answer
 
     def heartbeat(self, id, token, stop):
-        while not stop.wait(1):
+        while not stop.wait(1) and self.broken != 'heartbeat':
             try:
                 self.pool.transaction(lambda c: c.execute('SELECT idempotency.extend(%s, %s, %s, token => %s)', (*id, token)))
             except psycopg2.Error:
@@ -231,6 +231,8 @@ class Idempotency:
                     self.finish((scope, operation, key), token, effect_key, state, work, book)
             except Exception as error:
                 print(f'completer: {error!r}', flush=True)
+                if self.broken == 'completer-dies':
+                    return
             time.sleep(0.5)
 
 

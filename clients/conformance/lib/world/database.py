@@ -36,7 +36,7 @@ class Database:
     def lookup(self, scope, operation, key):
         """headers: the names of those recorded."""
         return self.ask('''
-            SELECT jsonb_build_object('status', status, 'headers',
+            SELECT jsonb_build_object('status', status, 'token', token, 'locked_until', locked_until, 'headers',
                 CASE jsonb_typeof(response_headers)
                     WHEN 'array' THEN (SELECT jsonb_agg(h->0) FROM jsonb_array_elements(response_headers) AS h)
                     WHEN 'object' THEN (SELECT jsonb_agg(h) FROM jsonb_object_keys(response_headers) AS h)
