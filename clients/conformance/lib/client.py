@@ -1,7 +1,8 @@
 """HTTP on raw sockets.
 
-A test of header lines, duplicates, odd bytes and unfinished answers cannot use a library that tidies them up. One connection
-for each request; a request can be sent now and its answer read later, so that fifty of them are under way without a thread.
+A test of header lines, duplicates, odd bytes and unfinished answers cannot use a library that tidies them up. One
+connection for each request; a request can be sent now and its answer read later, so that fifty of them are under way
+without a thread.
 """
 
 import json
@@ -137,8 +138,8 @@ class Client:
             body = json.dumps(body).encode()
             if not any(name == 'Content-Type' for name, _ in headers):
                 headers = [('Content-Type', 'application/json'), *headers]
-        lines = [f'{method} {self.prefix}{path} HTTP/1.1', f'Host: {self.address[0]}:{self.address[1]}', 'Connection: close']
-        data = '\r\n'.join(lines).encode() + b'\r\n'
+        host, port = self.address
+        data = f'{method} {self.prefix}{path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n'.encode()
         for name, value in headers:
             data += name.encode() + b': ' + (value if isinstance(value, bytes) else value.encode()) + b'\r\n'
         if body is not None or method != 'GET':

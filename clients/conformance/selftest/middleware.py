@@ -39,7 +39,8 @@ class Undone(Exception):
 
 
 def is_lost(error):
-    return isinstance(error, LOST) and (error.pgcode is None or error.pgcode[:2] in ('08', '57') or error.pgcode in ('53300', '25006'))
+    code = error.pgcode or '08'
+    return isinstance(error, LOST) and (code[:2] in ('08', '57') or code in ('53300', '25006'))
 
 
 class Pool:
@@ -90,8 +91,8 @@ class Idempotency:
         if self.broken == 'spelling':
             return 'fingerprint => sha256(%s::bytea)', (body,)
         if params and self.broken != 'params':
-            return ("request => jsonb_build_object('params', %s::jsonb, 'body', encode(idempotency.fingerprint_bytes(%s::bytea), 'hex'))",
-                    (json.dumps(params), body))
+            return ('''request => jsonb_build_object('params', %s::jsonb,
+                            'body', encode(idempotency.fingerprint_bytes(%s::bytea), 'hex'))''', (json.dumps(params), body))
         return 'fingerprint => idempotency.fingerprint_bytes(%s::bytea)', (body,)
 
     def answers(self):
@@ -100,16 +101,15 @@ class Idempotency:
 
     def same_transaction(self, id, body, params, wait, handler, send):
         """send(answer) after COMMIT."""
-        identity = id
-
         def work(cursor):
             if self.broken == 'replay':
                 return handler(cursor)
             comparison, values = self.fingerprint(body, params)
             waits = wait and (self.broken == 'cap' or self.pool.waiters.acquire(blocking=False))
             try:
-                cursor.execute(f'SELECT {OUTCOME} FROM idempotency.claim(%s, %s, %s, {comparison}, wait => %s::interval)',
-                               (*identity, *values, self.wait if waits else None))
+                cursor.execute(
+                    f'SELECT {OUTCOME} FROM idempotency.claim(%s, %s, %s, {comparison}, wait => %s::interval)',
+                    (*id, *values, self.wait if waits else None))
             finally:
                 if waits and self.broken != 'cap':
                     self.pool.waiters.release()
@@ -120,7 +120,7 @@ class Idempotency:
             if answer.status >= 500 and self.broken != 'record-5xx':
                 raise Undone(answer)
             if answer.status < 400 or self.broken != 'refusals':
-                self.complete(cursor, identity, answer)
+                self.complete(cursor, id, answer)
             else:
                 raise Undone(answer)
             if self.broken == 'hold-back-answer':
@@ -133,7 +133,8 @@ class Idempotency:
 
     def complete(self, cursor, id, answer, token=None):
         headers, text, binary = to_record(answer, self.broken)
-        cursor.execute('SELECT idempotency.complete(%s, %s, %s, %s, %s, %s::jsonb, %s::bytea, token => %s, refuse_repeat => %s, ttl => %s::interval)',
+        cursor.execute('SELECT idempotency.complete(%s, %s, %s, %s, %s, %s::jsonb, %s::bytea,'
+                       ' token => %s, refuse_repeat => %s, ttl => %s::interval)',
                        (*id, answer.status, text, headers, binary, token, self.broken != 'refuse-repeat',
                         '1 ms' if self.broken == 'forgetful' else None))
 
@@ -215,15 +216,17 @@ class Idempotency:
     def heartbeat(self, id, token, stop):
         while not stop.wait(1) and self.broken != 'heartbeat':
             try:
-                self.pool.transaction(lambda c: c.execute('SELECT idempotency.extend(%s, %s, %s, token => %s)', (*id, token)))
+                self.pool.transaction(
+                    lambda cursor: cursor.execute('SELECT idempotency.extend(%s, %s, %s, token => %s)', (*id, token)))
             except psycopg2.Error:
                 pass  # the completion will be told
 
     def completer(self, operation, work, book):
         """Drives on what a killed process left behind."""
         def take(cursor):
-            cursor.execute('''SELECT scope, operation, key, token, idempotency.effect_key(scope, operation, key, 'charge'), state
-                                FROM idempotency.claim_abandoned(%s, lease => %s::interval, max_rows => 1)''', (operation, self.lease))
+            cursor.execute(
+                '''SELECT scope, operation, key, token, idempotency.effect_key(scope, operation, key, 'charge'), state
+                     FROM idempotency.claim_abandoned(%s, lease => %s::interval, max_rows => 1)''', (operation, self.lease))
             return cursor.fetchall()
         while self.broken != 'completer':
             try:

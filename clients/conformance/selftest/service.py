@@ -34,7 +34,8 @@ def insert_order(cursor, account, item):
         return one('INSERT INTO shop.orders (account, item) VALUES (%s, %s) RETURNING id', account, item)
     if BROKEN == 'prepared':
         if cursor.connection not in PREPARED:
-            cursor.execute('PREPARE insert_order AS INSERT INTO shop.orders (account, item) VALUES ($1, $2) RETURNING id')
+            cursor.execute(
+                'PREPARE insert_order AS INSERT INTO shop.orders (account, item) VALUES ($1, $2) RETURNING id')
             PREPARED.add(cursor.connection)
         cursor.execute('EXECUTE insert_order (%s, %s)', (account, item))
         return cursor.fetchone()[0]
@@ -79,7 +80,8 @@ def charge(effect_key, state):
         if isinstance(error.reason, ConnectionRefusedError):
             raise NothingHappened from None
         raise
-    request = urllib.request.Request(f'{NETWORK}/charges', json.dumps({'key': effect_key, 'amount': state['amount']}).encode())
+    asked = {'key': effect_key, 'amount': state['amount']}
+    request = urllib.request.Request(f'{NETWORK}/charges', json.dumps(asked).encode())
     try:
         with urllib.request.urlopen(request, timeout=float(os.environ['NETWORK_TIMEOUT'])) as answer:
             number = json.load(answer)['charge']
@@ -120,8 +122,9 @@ def health():
     return Answer(200 if healthy else 503, {'healthy': healthy})
 
 
-ROUTES = [(re.compile(re.sub(r'{(\w+)}', r'(?P<\1>[^/]+)', template) + '$'), 'POST ' + template, handler) for template, handler in
-          (('/orders', order), ('/waiting-orders', order), ('/orders/{id}/refunds', refund), ('/blobs', blob), ('/charges', None))]
+HANDLERS = {'/orders': order, '/waiting-orders': order, '/orders/{id}/refunds': refund, '/blobs': blob, '/charges': None}
+ROUTES = [(re.compile(re.sub(r'{(\w+)}', r'(?P<\1>[^/]+)', template) + '$'), 'POST ' + template, handler)
+          for template, handler in HANDLERS.items()]
 
 
 class Handler(BaseHTTPRequestHandler):

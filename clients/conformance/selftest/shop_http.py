@@ -6,7 +6,8 @@ import re
 
 DOCUMENTATION = 'https://developer.example.com/idempotency'
 
-STRING = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"((?: *; *[a-z*][a-z0-9_.*-]*(?:=(?:"(?:[^"\\]|\\.)*"|[^",;\s]+))?)*)$')
+STRING = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"'
+                    r'(?: *; *[a-z*][a-z0-9_.*-]*(?:=(?:"(?:[^"\\]|\\.)*"|[^",;\s]+))?)*$')
 TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+./:^_`|~=@-]+$")
 
 TITLES = {
@@ -41,7 +42,8 @@ class Problem(Exception):
     def answer(self, broken):
         if broken == 'problem':
             return Answer(self.status, self.detail.encode(), [('Content-Type', 'text/plain')])
-        body = {'type': f'{DOCUMENTATION}#{self.kind}', 'title': TITLES[self.kind], 'status': self.status, 'detail': self.detail}
+        body = {'type': f'{DOCUMENTATION}#{self.kind}', 'title': TITLES[self.kind],
+                'status': self.status, 'detail': self.detail}
         headers = [('Content-Type', 'application/problem+json')]
         if self.status == 400:
             headers.append(('Link', f'<{DOCUMENTATION}>; rel="describedby"; type="text/html"'))

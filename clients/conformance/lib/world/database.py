@@ -10,9 +10,9 @@ import subprocess
 
 class Database:
     def run(self, statements, **values):
-        variables = [part for name, value in values.items() if value is not None for part in ('-v', f'{name}={value}')]
-        done = subprocess.run([os.environ.get('PSQL', 'psql'), '-X', '-q', '-A', '-t', '-v', 'ON_ERROR_STOP=1', *variables],
-                              input=statements, text=True, capture_output=True, check=False)
+        variables = [f'--set={name}={value}' for name, value in values.items() if value is not None]
+        command = [os.environ.get('PSQL', 'psql'), '-X', '-q', '-A', '-t', '--set=ON_ERROR_STOP=1', *variables]
+        done = subprocess.run(command, input=statements, text=True, capture_output=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(done.stderr)
         return done.stdout
@@ -45,10 +45,11 @@ class Database:
             ''', scope=scope, operation=operation, key=key)
 
     def resolve(self, scope, operation, key, decision, body=None):
-        """What became of it is known (complete, with the answer's body), or it is for the next attempt to find out (retry)."""
+        """What became of it is known (complete, with the answer's body), or the next attempt finds out (retry)."""
         if decision == 'complete':
             self.run('''
-                SELECT idempotency.complete(:'scope', :'operation', :'key', 201, :'body', '{"Content-Type": "application/json"}',
+                SELECT idempotency.complete(:'scope', :'operation', :'key', 201, :'body',
+                        '{"Content-Type": "application/json"}',
                         token => (SELECT token FROM idempotency.lookup(:'scope', :'operation', :'key'))) IS NOT NULL
                 ''', scope=scope, operation=operation, key=key, body=body)
         else:
