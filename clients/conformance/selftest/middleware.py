@@ -188,11 +188,12 @@ class Idempotency:
                 end('fail(%s, %s, %s, token => %s)')
             raise Problem(503, 'unavailable', 'Nothing happened; try again.', 1) from None
         except Refused as refused:
+            answer = refused.answer
             if self.broken == 'refusals':
                 end('fail(%s, %s, %s, token => %s)')
             else:
-                self.pool.transaction(lambda cursor: self.complete(cursor, id, refused.answer, token))
-            return refused.answer
+                self.pool.transaction(lambda cursor: self.complete(cursor, id, answer, token))
+            return answer
         except Exception as error:
             if self.broken == 'hold':
                 end('fail(%s, %s, %s, token => %s)')
