@@ -6,7 +6,7 @@
 # Sourced after scripts/common.sh, with "root", "here" and "work" set.
 # shellcheck disable=SC2154,SC2094  # variables of the caller; service.log is only appended to
 
-hosts=()
+started=()
 databases=0
 
 # A server that runs as somebody other than root and listens on a socket below
@@ -41,7 +41,7 @@ stop_all()
 {
 	local pid
 
-	for pid in "${hosts[@]}"; do
+	for pid in "${started[@]}"; do
 		kill "$pid" 2>/dev/null && wait "$pid" 2>/dev/null
 	done
 	[ ! -e "$work/server/data/postmaster.pid" ] ||
@@ -70,7 +70,7 @@ conform()
 	PGDATABASE=conformance_$databases "$here/host" "${options[@]}" --log "$work/service.log" -- "${command[@]}" \
 		>"$said" 2>>"$work/service.log" &
 	pid=$!
-	hosts+=("$pid")
+	started+=("$pid")
 	until [ -s "$said" ]; do
 		if ! kill -0 "$pid" 2>/dev/null; then
 			tail -n 20 "$work/service.log"
@@ -81,7 +81,9 @@ conform()
 	done
 	host=$(sed 's/.*"host": "\([^"]*\)".*/\1/' "$said")
 	url=$(sed 's/.*"service": "\([^"]*\)".*/\1/' "$said")
-	"$here/conformance" --url "$url" --host "$host" --name "$name" --via "$via" "$@" >"$output" || status=$?
+	"$here/conformance" --url "$url" --host "$host" --name "$name" --via "$via" "$@" >"$output" &
+	started+=("$!") # not in the foreground, where a signal would have to wait for it
+	wait "$!" || status=$?
 	kill "$pid"
 	wait "$pid" || true
 	grep -v '^{' "$output" || true
