@@ -99,9 +99,9 @@ async def settled(value: Any) -> Any:
 
 def driver(db: Any) -> Any:
     """The driver's own connection below a Session or Connection of SQLAlchemy, or Django's."""
-    while inner := getattr(db, 'driver_connection', None) or getattr(db, 'connection', None):
-        db = inner() if callable(inner) else inner
-    return db
+    inner = getattr(db, 'driver_connection', None) or getattr(db, 'connection', None)
+    inner = inner() if callable(inner) else inner
+    return db if inner in (None, db) else driver(inner)  # psycopg's has itself as `connection`
 
 
 @asynccontextmanager
@@ -119,13 +119,14 @@ async def session(db: Any) -> AsyncIterator[Any]:
 
 
 RESPONSE = 'response_status, response_headers::text, response_body, response_bytes'
+EXPIRES = "nullif(expires_at, 'infinity') AS expires_at"  # of a held key; Python has no such date
 LEASE = 'locked_until, extract(epoch FROM locked_until - clock_timestamp())::float8 AS lease_seconds'
 CLAIM = ('outcome, token, attempt, taken_over, recovery_point, state::text, last_error, fingerprint_checked, retry_after_ms, rival, '
-         f'created_at, completed_at, expires_at, {RESPONSE}, {LEASE}')
+         f'created_at, completed_at, {EXPIRES}, {RESPONSE}, {LEASE}')
 ABANDONED = ("scope, operation, key, 'claimed' AS outcome, token, attempt, true AS taken_over, recovery_point, state::text, note, "
              f'last_error, created_at, {LEASE}')
-LOOKUP = ('status, token, attempt, recovery_point, state::text, last_error, note, created_at, completed_at, expires_at, locked_until, '
-          f'{RESPONSE}')
+LOOKUP = ('status, token, attempt, recovery_point, state::text, last_error, note, created_at, completed_at, locked_until, '
+          f'{EXPIRES}, {RESPONSE}')
 
 # Every parameter is cast, so that prepared, unprepared and pooled statements agree on its type. JSON goes and comes as text: Django and
 # others switch the driver's own conversion off.
@@ -215,7 +216,7 @@ hold: Both[int] = verb('hold')
 once: Both[bool] = verb('once')
 effect_key: Both[str] = verb('effect_key', 'step')
 lookup = reader('lookup', LOOKUP)
-replay = reader('replay', f'{RESPONSE}, completed_at, expires_at')
+replay = reader('replay', f'{RESPONSE}, completed_at, {EXPIRES}')
 
 
 def causes(error: BaseException | None) -> list[Any]:

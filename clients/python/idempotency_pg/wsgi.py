@@ -1,17 +1,16 @@
-"""WSGI (Flask, Django, any other): app.wsgi_app = Idempotency(app.wsgi_app, …); the connection is environ['idempotency.db'].
+"""WSGI (Flask and others; Django has a file of its own): app.wsgi_app = Idempotency(app.wsgi_app, …); the connection is environ['idempotency.db'].
 
-Frameworks make a 500 of what a handler throws. `errors` is the signal that they send then (flask.got_request_exception,
-django.core.signals.got_request_exception): it tells a serialization failure, which is run again, from a fault.
+Frameworks make a 500 of what a handler throws. `errors` is the signal that they send then, flask.got_request_exception: it tells a
+serialization failure, which is run again, from a fault.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
-from contextlib import contextmanager
 from http import HTTPStatus
 from io import BytesIO
-from typing import Any, Iterable, Iterator
+from typing import Any, Iterable
 
 from .answer import Answer
 from .client import kind, run_now
@@ -57,19 +56,3 @@ class Idempotency:
         if error and kind(error) != 'other':
             raise error
         return Answer(started[0], b''.join(chunks), started[1])
-
-
-class DjangoPool:
-    """Django's own connection, so that models take part. Each thread has one: `max_size` is the number of threads."""
-    def __init__(self, max_size: int, using: str = 'default'):
-        self.max_size, self.using = max_size, using
-
-    @contextmanager
-    def connection(self) -> Iterator[Any]:
-        from django.db import close_old_connections, connections, transaction
-        close_old_connections()
-        try:
-            with transaction.atomic(using=self.using):
-                yield connections[self.using]
-        finally:
-            close_old_connections()

@@ -10,15 +10,14 @@ from django.conf import settings
 
 import shop
 from idempotency_pg import Answer, Refused, completer
-from idempotency_pg.wsgi import DjangoPool, Idempotency
+from idempotency_pg.django import DjangoPool, idempotency
 
 settings.configure(
     ALLOWED_HOSTS=['127.0.0.1'], ROOT_URLCONF=__name__, SECRET_KEY='signs nothing', USE_TZ=True, DATA_UPLOAD_MAX_MEMORY_SIZE=8 << 20,
-    MIDDLEWARE=[f'{__name__}.answering_refusals'],
+    MIDDLEWARE=[f'{__name__}.answering_refusals', f'{__name__}.once'],
     DATABASES={'default': {'ENGINE': 'django.db.backends.postgresql', 'NAME': os.environ['PGDATABASE'], 'DISABLE_SERVER_SIDE_CURSORS': True}})
 django.setup()
 
-from django.core.signals import got_request_exception  # noqa: E402
 from django.core.wsgi import get_wsgi_application  # noqa: E402
 from django.db import Error, connection  # noqa: E402
 from django.http import HttpResponse, JsonResponse  # noqa: E402
@@ -49,12 +48,12 @@ def one(statement, *values):
         return cursor.fetchone()[0] if cursor.description else None
 
 
-def authorization(environ):
-    return environ.get('HTTP_AUTHORIZATION')
+def authorization(request):
+    return request.headers.get('Authorization')
 
 
 def account(request):
-    return shop.account_of(authorization(request.META))
+    return shop.account_of(authorization(request))
 
 
 def charge(attempt):
@@ -104,11 +103,10 @@ urlpatterns = [
     path('orders', orders), path('waiting-orders', orders), path('orders/<int:id>/refunds', refund), path('blobs', blob),
     path('visits', visits), path('health', health)]
 
-app = Idempotency(get_wsgi_application(), pool=pool, scope=lambda environ: 'shop:' + shop.account_of(authorization(environ)),
-                  routes=shop.routes(charge, authorization), errors=got_request_exception)
+once = idempotency(pool, scope=lambda request: 'shop:' + account(request), routes=shop.routes(charge, authorization))
 threading.Thread(daemon=True, target=lambda: completer(
     pool, 'POST /charges', charge, stop=threading.Event(), lease=shop.LEASE, step='charge',
     on_error=lambda error: print(f'completer: {error!r}', flush=True))).start()
-server = waitress.create_server(app, host='127.0.0.1', port=shop.PORT, threads=threads)
+server = waitress.create_server(get_wsgi_application(), host='127.0.0.1', port=shop.PORT, threads=threads)
 print('listening', flush=True)
 server.run()
