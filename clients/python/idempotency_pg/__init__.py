@@ -1,7 +1,12 @@
 """Safe retries for FastAPI, Starlette, Flask and Django on the PostgreSQL extension idempotency."""
 
-from .answer import Answer, Refused  # noqa: F401
-from .client import (Id, Result, checkpoint, claim, claim_abandoned, complete, effect_key, extend, fail, hold, kind, lookup,  # noqa: F401
-                     once, reason, record_failure, release, replay, run, sqlstate, transaction)
-from .http import Core, Route, parse_key  # noqa: F401
-from .leased import Attempt, NothingHappened, completer, run_leased  # noqa: F401
+from .answer import Answer, Refused
+from .client import (Id, Result, checkpoint, claim, claim_abandoned, complete, effect_key, extend, fail, hold, kind, lookup, once, reason,
+                     record_failure, release, replay, run, sqlstate, transaction)
+from .http import Core, Route, parse_key
+from .leased import Attempt, NothingHappened, completer, run_leased
+
+__all__ = [
+    'Answer', 'Attempt', 'Core', 'Id', 'NothingHappened', 'Refused', 'Result', 'Route', 'checkpoint', 'claim', 'claim_abandoned', 'complete',
+    'completer', 'effect_key', 'extend', 'fail', 'hold', 'kind', 'lookup', 'once', 'parse_key', 'reason', 'record_failure', 'release', 'replay',
+    'run', 'run_leased', 'sqlstate', 'transaction']

@@ -28,12 +28,13 @@ class Idempotency:
             if message['type'] == 'http.disconnect':
                 return  # the body is not all here, so nothing was asked
             body, more = body + message.get('body', b''), message.get('more_body', False)
-        loop = asyncio.get_running_loop()
-        if is_async(self.core.pool):
-            answer = await self.core.answer(scope, found, lines, body, lambda db: self.captured(scope, receive, body, db))
-        else:
-            answer = await asyncio.to_thread(run_now, self.core.answer(
-                scope, found, lines, body, lambda db: asyncio.run_coroutine_threadsafe(self.captured(scope, receive, body, db), loop).result()))
+        loop, blocking = asyncio.get_running_loop(), not is_async(self.core.pool)
+
+        def work(db: Any) -> Any:
+            running = self.captured(scope, receive, body, db)
+            return asyncio.run_coroutine_threadsafe(running, loop).result() if blocking else running
+        answering = self.core.answer(scope, found, lines, body, work)
+        answer: Answer = await asyncio.to_thread(lambda: run_now(answering)) if blocking else await answering
         headers = [(name.lower().encode('latin-1'), value.encode('latin-1')) for name, value in answer.headers]
         if not answer.header('content-length') and answer.status not in (204, 304):
             headers.append((b'content-length', b'%d' % len(answer.body)))

@@ -67,7 +67,7 @@ class AsyncDb(Protocol):
 
 class Both(Protocol[T_co]):
     """Gives the result with a blocking connection or pool, and an awaitable of it with one of asyncio."""
-    @overload
+    @overload  # type: ignore[misc]  # whoever has close() as a coroutine is of asyncio
     def __call__(self, db: AsyncDb, /, *args: Any, **options: Any) -> Awaitable[T_co]: ...
     @overload
     def __call__(self, db: Any, /, *args: Any, **options: Any) -> T_co: ...
@@ -89,8 +89,9 @@ def is_async(db: Any) -> bool:
 def both(function: Callable[..., Coroutine[Any, Any, T]]) -> Both[T]:
     @wraps(function)
     def call(db: Any, *args: Any, **options: Any) -> Any:
-        return function(db, *args, **options) if is_async(db) else run_now(function(db, *args, **options))
-    return call
+        coroutine: Coroutine[Any, Any, Any] = function(db, *args, **options)
+        return coroutine if is_async(db) else run_now(coroutine)
+    return call  # type: ignore[return-value]
 
 
 async def settled(value: Any) -> Any:
@@ -137,10 +138,11 @@ TYPES = {
     'claim_id': 'uuid', 'token': 'bigint', 'hold_if_abandoned': 'boolean', 'refuse_repeat': 'boolean', 'note': 'text', 'error': 'text',
     'reason': 'text', 'command': 'text', 'recovery_point': 'text', 'step': 'text', 'operation': 'text', 'max_rows': 'int',
 }
-DECODE = {'state': json.loads, 'response_headers': json.loads, 'response_bytes': bytes}
+DECODE: dict[str, Callable[[Any], Any]] = {'state': json.loads, 'response_headers': json.loads, 'response_bytes': bytes}
 
 
-async def call(db: Any, columns: str, name: str, id: tuple[str, ...], options: dict[str, Any], request: str = '', *values: Any) -> list[dict]:
+async def call(db: Any, columns: str, name: str, id: tuple[str, ...], options: dict[str, Any], request: str = '',
+               *values: Any) -> list[dict[str, Any]]:
     """The rows of a call. What is not given is not named, so that the server's defaults and the policies hold."""
     given = [*values, *id]
     args = [request] * bool(request) + [f'{part} => %s::text' for part in Id._fields[:len(id)]]
@@ -244,7 +246,7 @@ def kind(error: BaseException) -> str:
     """What to do about an error; "other" is a fault of the program. The drivers make 54000 an OperationalError, as they do with a
     lost connection, so the SQLSTATE decides: too_large is permanent, never "try again"."""
     if state := sqlstate(error):
-        return KINDS.get(state) or KINDS.get(state[:2], 'other')
+        return KINDS.get(state) or KINDS.get(state[:2]) or 'other'
     names = {base.__name__ for e in causes(error) for base in type(e).__mro__}
     full = any(getattr(e, 'code', None) == '3o7r' for e in causes(error))  # SQLAlchemy: no connection in time
     return 'unavailable' if full or names & {'OperationalError', 'InterfaceError'} else 'other'

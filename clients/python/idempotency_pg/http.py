@@ -1,7 +1,7 @@
 """The header Idempotency-Key (draft-ietf-httpapi-idempotency-key-header-07) on the calls of the client, for any framework.
 
-A middleware says what was asked and how its application is run on a connection, and sends the answer that it gets. That is not before COMMIT
-has succeeded, so no client is told what was undone.
+A middleware says what was asked and how its application is run on a connection, and sends the answer that it gets. That is not before
+COMMIT has succeeded, so no client is told what was undone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROBLEMS = {
     'too-large': (500, 'The answer for this Idempotency-Key is too large', 'It cannot be recorded, and a repeat would fail again.'),
     'unavailable': (503, 'Idempotency-Key cannot be checked now', 'Send the same request with the same key again later.'),
 }
-OF_KIND = {
+OF_KIND: dict[str, tuple[Any, ...]] = {
     'retry': ('unavailable', 1), 'unavailable': ('unavailable', 1), 'wait_timeout': ('in-progress', 1), 'stale_claim': ('in-progress', 1),
     'held': ('held',), 'redacted': ('redacted',), 'too_large': ('too-large',),
 }
@@ -90,8 +90,8 @@ class Core:
         if result.outcome == 'replay':
             return self.expiring(replayed(result), result.expires_at)
         if result.outcome == 'in_progress':
-            return self.problem('in-progress', result.retry_after_ms / 1000)
-        return self.problem('unavailable', 1) if result.outcome == 'failed' else self.problem(result.outcome)
+            return self.problem('in-progress', (result.retry_after_ms or 0) / 1000)
+        return self.problem('unavailable', 1) if result.outcome == 'failed' else self.problem(str(result.outcome))
 
     async def answer(self, request: Any, found: tuple[str, Route, dict[str, str]], lines: list[str], body: bytes,
                      work: Callable[[Any], Any]) -> Answer:

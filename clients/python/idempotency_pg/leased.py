@@ -7,6 +7,7 @@ lets the next attempt do it; Refused is an answer for good; anything else means 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 import uuid
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ async def completer(pool: Any, operation: str, work: Callable[[Attempt], Any], *
 
 
 async def finish(pool: Any, claimed: Result, work: Callable[[Attempt], Any], step: str | None) -> Answer | Result:
-    id, token = Id(claimed.scope, claimed.operation, claimed.key), claimed.token
+    id, token = Id(*map(str, (claimed.scope, claimed.operation, claimed.key))), claimed.token
 
     async def settle(outcome: str, verb: Any, **said: Any) -> Result:
         try:
@@ -90,7 +91,7 @@ async def finish(pool: Any, claimed: Result, work: Callable[[Attempt], Any], ste
         return answer
     except Exception as error:
         if reason(error) == 'completed':  # the answer to COMMIT was lost, or a person was faster: what is recorded is what counts
-            return Result(**{**vars(await settled(replay(pool, id))), 'outcome': 'replay'})
+            return dataclasses.replace(await settled(replay(pool, id)), outcome='replay')
         if kind(error) not in ('unavailable', 'stale_claim'):  # done, and not to be recorded: nobody may do it again
             await settle('held', hold, reason=repr(error))
         raise
@@ -98,10 +99,10 @@ async def finish(pool: Any, claimed: Result, work: Callable[[Attempt], Any], ste
 
 async def beating(pool: Any, id: Id, attempt: Attempt, work: Callable[[Attempt], Any]) -> Answer:
     """The work, with three beats to a lease. Who cannot reach the database goes on and tries at the next beat."""
-    done, refused = threading.Event(), []
+    done, refused, third = threading.Event(), [], (attempt.claim.lease_seconds or 60) / 3
 
     async def beat() -> None:
-        await pause(pool, attempt.claim.lease_seconds / 3, done)
+        await pause(pool, third, done)
         while not done.is_set():
             try:
                 await settled(extend(pool, id, token=attempt.claim.token))
@@ -109,11 +110,15 @@ async def beating(pool: Any, id: Id, attempt: Attempt, work: Callable[[Attempt],
                 if kind(error) not in ('unavailable', 'retry') and not done.is_set():
                     refused.append(error)
                     attempt.lost.set()
-                    return running.cancel() if running else None
-            await pause(pool, attempt.claim.lease_seconds / 3, done)
+                    if running:
+                        running.cancel()
+                    return
+            await pause(pool, third, done)
 
     running = asyncio.ensure_future(work(attempt)) if is_async(pool) else None
-    heart = asyncio.ensure_future(beat()) if running else threading.Thread(target=lambda: run_now(beat()), daemon=True).start()
+    heart = asyncio.ensure_future(beat()) if running else None
+    if not heart:
+        threading.Thread(target=lambda: run_now(beat()), daemon=True).start()
     try:
         return await running if running else work(attempt)
     except (Exception, asyncio.CancelledError):

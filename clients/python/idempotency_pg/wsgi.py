@@ -1,4 +1,6 @@
-"""WSGI (Flask and others; Django has a file of its own): app.wsgi_app = Idempotency(app.wsgi_app, …); the connection is environ['idempotency.db'].
+"""WSGI (Flask and others; Django has a file of its own): app.wsgi_app = Idempotency(app.wsgi_app, …).
+
+The connection is environ['idempotency.db'].
 
 Frameworks make a 500 of what a handler throws. `errors` is the signal that they send then, flask.got_request_exception: it tells a
 serialization failure, which is run again, from a fault.

@@ -15,7 +15,8 @@ from idempotency_pg.django import DjangoPool, idempotency
 settings.configure(
     ALLOWED_HOSTS=['127.0.0.1'], ROOT_URLCONF=__name__, SECRET_KEY='signs nothing', USE_TZ=True, DATA_UPLOAD_MAX_MEMORY_SIZE=8 << 20,
     MIDDLEWARE=[f'{__name__}.answering_refusals', f'{__name__}.once'],
-    DATABASES={'default': {'ENGINE': 'django.db.backends.postgresql', 'NAME': os.environ['PGDATABASE'], 'DISABLE_SERVER_SIDE_CURSORS': True}})
+    DATABASES={'default': {
+        'ENGINE': 'django.db.backends.postgresql', 'NAME': os.environ['PGDATABASE'], 'DISABLE_SERVER_SIDE_CURSORS': True}})
 django.setup()
 
 from django.core.wsgi import get_wsgi_application  # noqa: E402

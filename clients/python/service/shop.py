@@ -64,7 +64,8 @@ def charge(effect_key, state):
     try:
         try:
             ask(f'/before?key={effect_key}')
-            answer = ask('/charges', json.dumps({'key': effect_key, 'amount': state['amount']}).encode(), float(os.environ['NETWORK_TIMEOUT']))
+            order = json.dumps({'key': effect_key, 'amount': state['amount']}).encode()
+            answer = ask('/charges', order, float(os.environ['NETWORK_TIMEOUT']))
         except HTTPError as error:
             if error.code == 402:
                 raise Refused(402, {'declined': True}) from None

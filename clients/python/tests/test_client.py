@@ -1,6 +1,7 @@
 """The pitfalls that cost others an afternoon, each against a real database (PG*). `../test` makes one."""
 
 import asyncio
+import io
 import os
 import sys
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import psycopg2
+from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
@@ -59,7 +61,7 @@ class Thin(Database):
         wanted = ('claimed', 'replay', 201, b'\0\xff', [['A', '1'], ['A', '2']], 'mismatch', 'completed')
         with psycopg.connect('') as db:
             self.assertEqual(of(db, identity()), wanted)
-        with psycopg.connect('', row_factory=psycopg.rows.dict_row, prepare_threshold=0) as db:
+        with psycopg.connect('', row_factory=dict_row, prepare_threshold=0) as db:
             self.assertEqual(of(db, identity()), wanted)
         with psycopg2.connect('') as db:
             self.assertEqual(of(db, identity()), wanted)
@@ -84,6 +86,25 @@ class Thin(Database):
         with self.assertRaises(TypeError):
             pg.claim(self.pool, identity(), request={}, lese=LEASE)
         self.assertEqual(pg.claim(self.pool, identity(), compare=False, lease=LEASE).outcome, 'claimed')
+
+    def test_an_outcome_that_is_not_known_is_never_gone_on_with(self):
+        name = f'newer_{uuid.uuid4().hex}'
+
+        def outside(statement):
+            with psycopg.connect('', autocommit=True) as db:
+                db.execute(statement)
+        outside(f'CREATE DATABASE {name}')
+        self.addCleanup(outside, f'DROP DATABASE {name}')
+        with psycopg.connect('', dbname=name) as db:  # a later version, as it were
+            db.execute('''CREATE SCHEMA idempotency CREATE TABLE answers (
+                outcome text, token bigint, attempt int, taken_over boolean, recovery_point text, state jsonb, last_error text,
+                fingerprint_checked boolean, retry_after_ms int, rival text, created_at timestamptz, completed_at timestamptz,
+                expires_at timestamptz, response_status int, response_headers jsonb, response_body text, response_bytes bytea,
+                locked_until timestamptz)''')
+            db.execute('''CREATE FUNCTION idempotency.claim(scope text, operation text, key text) RETURNS SETOF idempotency.answers
+                LANGUAGE sql AS $$ INSERT INTO idempotency.answers (outcome) VALUES ('postponed') RETURNING * $$''')
+            with self.assertRaisesRegex(RuntimeError, 'postponed'):
+                pg.claim(db, identity(), compare=False)
 
     def test_json_that_jsonb_refuses_is_compared_as_bytes(self):
         for body in (b'{"a": "\\u0000"}', b'{"a": "\\ud800"}', b'{"a": 1e200000}', b'\0\xff', b''):
@@ -162,7 +183,10 @@ class Leased(Database):
             def work(attempt):
                 raise error
             return work
-        id, answer = self.finish(lambda attempt: pg.Answer(201, {'n': 1}, book=lambda db: db.execute('INSERT INTO done VALUES (%s)', ('book',))))
+
+        def book(db):
+            db.execute('INSERT INTO done VALUES (%s)', ('book',))
+        id, answer = self.finish(lambda attempt: pg.Answer(201, {'n': 1}, book=book))
         self.assertEqual((answer.status, self.count('book'), pg.replay(self.pool, id).response_body), (201, 1, '{"n": 1}'))
         id, result = self.finish(end(pg.NothingHappened('refused')))
         self.assertEqual((result.outcome, pg.lookup(self.pool, id).status), ('failed', 'failed'))
@@ -236,7 +260,7 @@ class Http(Database):
 
     def post(self, app, key='"k"', body=b'{}'):
         environ = {'REQUEST_METHOD': 'POST', 'PATH_INFO': '/things', 'CONTENT_LENGTH': str(len(body)), 'HTTP_IDEMPOTENCY_KEY': key}
-        environ['wsgi.input'] = __import__('io').BytesIO(body)
+        environ['wsgi.input'] = io.BytesIO(body)
         started = []
         text = b''.join(app(environ, lambda status, headers: started.extend([status, dict(headers)])))
         return int(started[0][:3]), started[1], text
@@ -316,7 +340,8 @@ class Http(Database):
         for line, key in (('"k"', 'k'), ('k', 'k'), ('"a\\"b"', 'a"b'), ('"a\\\\b"', 'a\\b'), ('"k";p=1;q="x;y"', 'k'), ('"k,l"', 'k,l'),
                           ('x' * 255, 'x' * 255)):
             self.assertEqual(pg.parse_key([line]), key)
-        for lines in ([], ['""'], [''], ['"k'], ['"k"x'], ['"a\\n"'], ['k, l'], ['"k", "l"'], ['k', 'k'], ['"\xfc"'], ['x' * 256], ['"k" ;=1']):
+        for lines in ([], ['""'], [''], ['"k'], ['"k"x'], ['"a\\n"'], ['k, l'], ['"k", "l"'], ['k', 'k'], ['"\xfc"'], ['x' * 256],
+                      ['"k" ;=1']):
             self.assertIsNone(pg.parse_key(lines), lines)
 
 
