@@ -59,13 +59,14 @@ async def completer(pool: Any, operation: str, work: Callable[[Attempt], Any], *
 async def finish(pool: Any, claimed: Result, work: Callable[[Attempt], Any], step: str | None) -> Answer | Result:
     id, token = Id(*map(str, (claimed.scope, claimed.operation, claimed.key))), claimed.token
 
-    async def settle(outcome: str, verb: Any, **said: Any) -> Result:
+    async def settle(outcome: str, verb: Any, name: str, error: Exception) -> Result:
+        why = repr(error)[:1000]  # a page of HTML would be too large to be recorded
         try:
-            await despite_loss(pool, lambda: verb(pool, id, token=token, **said))
-        except Exception as error:  # a repeat finds settled what the call did whose answer was lost
-            if kind(error) not in ('stale_claim', 'not_claimed', 'held'):
+            await despite_loss(pool, lambda: verb(pool, id, token=token, **{name: why}))
+        except Exception as e:  # a repeat finds settled what the call did whose answer was lost
+            if kind(e) not in ('stale_claim', 'not_claimed', 'held'):
                 raise
-        return Result(*id, outcome=outcome, last_error=next(iter(said.values())))
+        return Result(*id, outcome=outcome, last_error=why)
 
     async def record(db: Any) -> None:
         if answer.book:
@@ -75,17 +76,17 @@ async def finish(pool: Any, claimed: Result, work: Callable[[Attempt], Any], ste
     try:
         attempt = Attempt(claimed, await despite_loss(pool, lambda: effect_key(pool, id, step)))
     except Exception as error:
-        return await settle('failed', fail, error=str(error))
+        return await settle('failed', fail, 'error', error)
     try:
         answer = await beating(pool, id, attempt, work)
     except NothingHappened as error:
-        return await settle('failed', fail, error=str(error))
+        return await settle('failed', fail, 'error', error)
     except Refused as refused:
         answer = refused.answer
     except Exception as error:
         if attempt.lost.is_set():
             raise  # not the owner any more: there is nothing to record
-        return await settle('held', hold, reason=repr(error))
+        return await settle('held', hold, 'reason', error)
     try:
         await despite_loss(pool, lambda: transaction(pool, record))
         return answer
@@ -93,7 +94,7 @@ async def finish(pool: Any, claimed: Result, work: Callable[[Attempt], Any], ste
         if reason(error) == 'completed':  # the answer to COMMIT was lost, or a person was faster: what is recorded is what counts
             return dataclasses.replace(await settled(replay(pool, id)), outcome='replay')
         if kind(error) not in ('unavailable', 'stale_claim'):  # done, and not to be recorded: nobody may do it again
-            await settle('held', hold, reason=repr(error))
+            await settle('held', hold, 'reason', error)
         raise
 
 

@@ -192,7 +192,7 @@ class Leased(Database):
         self.assertEqual((result.outcome, pg.lookup(self.pool, id).status), ('failed', 'failed'))
         id, answer = self.finish(end(pg.Refused(402, 'declined')))
         self.assertEqual((answer.status, pg.replay(self.pool, id).response_status), (402, 402))
-        id, result = self.finish(end(TimeoutError('who knows')))
+        id, result = self.finish(end(TimeoutError('who knows' * 1000000)))
         self.assertEqual((result.outcome, pg.lookup(self.pool, id).status), ('held', 'held'))
 
     def test_a_lost_claim_answer_is_repeated_with_its_claim_id(self):
