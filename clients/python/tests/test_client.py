@@ -1,4 +1,4 @@
-"""The pitfalls that cost others an afternoon, each against a real database (PG*). `../test` makes one."""
+"""The pitfalls that cost others an afternoon, each against a real database (PG*). scripts/test-clients makes one."""
 
 import asyncio
 import io
