@@ -1,0 +1,139 @@
+// The calls of the extension as functions, with typed outcomes and errors told apart by SQLSTATE.
+//
+// `db` is whatever runs SQL: a pool or a client of pg, a transaction of Prisma, or postgres.js. `id` is
+// { scope, operation, key }. Nothing is imported but Node.js itself: the driver is the one that the caller has.
+
+import { setTimeout as sleep } from 'node:timers/promises';
+
+// Every parameter is cast, so that prepared, unprepared and pooled connections agree on its type. JSON goes by way of text: a
+// driver that is told of a jsonb parameter (postgres.js) would encode the text once more, and the digest would be another.
+const JSONB = 'text::jsonb';
+const TYPES = {
+  state: JSONB, args: JSONB, responseHeaders: JSONB, responseStatus: 'int', responseBytes: 'bytea', fingerprint: 'bytea', ttl: 'interval',
+  lease: 'interval', wait: 'interval', retryIn: 'interval', claimId: 'uuid', token: 'bigint', holdIfAbandoned: 'boolean',
+  refuseRepeat: 'boolean', maxRows: 'int',
+};
+// A token is a BigInt: as a number it would be rounded some day, and its owner refused.
+const DECODE = { token: BigInt, retry_after_ms: Number, response_bytes: Buffer.from };
+const snake = (name) => name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+const camel = (name) => name.replace(/_(.)/g, (_, letter) => letter.toUpperCase());
+const decode = (row) => Object.fromEntries(Object.entries(row).map(([name, value]) =>
+  [camel(name), value === null || !DECODE[name] ? value : DECODE[name](value)]));
+
+/** The rows of a statement, by any of the drivers. */
+export async function rows(db, text, values = []) {
+  if (db.$queryRawUnsafe) return db.$queryRawUnsafe(text, ...values);
+  return db.unsafe ? db.unsafe(text, values) : (await db.query(text, values)).rows;
+}
+
+// What is not given is not named, so that the server's defaults and the policies hold; it refuses what it does not know.
+async function call(db, columns, name, id, options = {}, [request, values] = ['', []]) {
+  const args = request ? [request] : [];
+  for (const [option, value] of Object.entries({ ...id, ...options })) {
+    if (value === undefined || value === null) continue;
+    const type = TYPES[option] ?? 'text';
+    args.push(`${snake(option)} => $${values.push(type === JSONB ? JSON.stringify(value) : value)}::${type}`);
+  }
+  return (await rows(db, `SELECT ${columns} FROM idempotency.${name}(${args.join(', ')}) AS result`, values)).map(decode);
+}
+const LEASED = '*, extract(epoch FROM locked_until - clock_timestamp())::float8 * 1000 AS lease_ms';
+const verb = (name) => async (db, id, options) => (await call(db, 'result', name, id, options))[0].result;
+
+// The request is given to notice a key that is used for another one: `body` is text or bytes as they came, `request` a value that is
+// made JSON here, once. Either becomes fingerprint_bytes(), which also takes what jsonb refuses. Path parameters belong to it.
+// What is undefined would switch the comparison off without a word; that has to be said: `compare: false`.
+async function claiming(db, name, id, { request, body, params = {}, compare, ...options }) {
+  if (typeof request === 'string') throw new TypeError(`${name}: request is a value; JSON text is given as body`);
+  const bytes = body ?? JSON.stringify(request);
+  const digest = 'idempotency.fingerprint_bytes($1::bytea)';
+  let given;
+  if (compare !== false && !options.fingerprint) {
+    if (bytes === undefined) throw new TypeError(`${name}: the request is undefined; give request, body or compare: false`);
+    given = Object.keys(params).length === 0 ? [`fingerprint => ${digest}`, [Buffer.from(bytes)]]
+      : [`request => jsonb_build_object('params', $2::text::jsonb, 'body', encode(${digest}, 'hex'))`, [Buffer.from(bytes), JSON.stringify(params)]];
+  }
+  const [row] = await call(db, LEASED, name, id, options, given);
+  if (/^(claimed|replay|in_progress|mismatch|held)$/.test(row.outcome)) return row;
+  throw new Error(`unknown outcome ${row.outcome}`); // never go on with it
+}
+
+export const claim = (db, id, options = {}) => claiming(db, 'claim', id, options);
+export const run = (db, id, command, options = {}) => claiming(db, 'run', id, { command, ...options });
+export const [complete, fail, recordFailure, release, extend, once] =
+  ['complete', 'fail', 'record_failure', 'release', 'extend', 'once'].map(verb);
+export const checkpoint = (db, id, recoveryPoint, options) => verb('checkpoint')(db, id, { recoveryPoint, ...options });
+export const hold = async (db, id, options) => BigInt(await verb('hold')(db, id, options));
+export const effectKey = (db, id, step) => verb('effect_key')(db, id, { step });
+export const claimAbandoned = (db, options) => call(db, LEASED, 'claim_abandoned', {}, options);
+export const lookup = async (db, id) => (await call(db, '*', 'lookup', id))[0] ?? null;
+export const replay = async (db, id) => (await call(db, '*', 'replay', id))[0] ?? null;
+
+/** The SQLSTATE, wherever it is: pg code; Drizzle cause.code; Prisma meta.driverAdapterError.cause or, for COMMIT, cause. */
+export function sqlstate(error) {
+  for (let e = error; e; e = e.meta?.driverAdapterError ?? e.cause) {
+    // Prisma's own codes (P2010) and the system's (EPIPE) look like one and are none.
+    const state = [e.originalCode, e.code].find((code) => /^(?!P[1-9]|E[A-Z])[0-9A-Z]{5}$/.test(code));
+    if (state) return state;
+  }
+  return undefined;
+}
+
+const KINDS = {
+  IK001: 'stale_claim', IK002: 'not_claimed', IK003: 'other_completion', IK004: 'left_open', IK005: 'held', IK006: 'redacted',
+  40001: 'retry', '40P01': 'retry', '55P03': 'wait_timeout', 54000: 'too_large', 25006: 'unavailable', 53300: 'unavailable',
+};
+const LOST = new RegExp('^(ECONN|EPIPE|ETIMEDOUT|EHOST|ENOTFOUND|EAI_AGAIN|CONNECT|P1001|P1002|P1008|P1017|P2024|P2028' // codes
+  + '|Connection terminated|timeout exceeded when trying to connect|Client has encountered a connection error)'); // messages of pg
+
+/** What to do about an error; "other" is a fault of the program. 54000 is permanent: never "try again". */
+export function kind(error) {
+  const state = sqlstate(error);
+  if (state) return KINDS[state] ?? (/^(08|57P0[123])/.test(state) ? 'unavailable' : /^22/.test(state) ? 'bad_request' : 'other');
+  return LOST.test(error?.code) || LOST.test(error?.message) ? 'unavailable' : 'other';
+}
+
+/** Of stale_claim: taken_over, completed or forgotten. Prisma drops that field. */
+export const reason = (error) => error?.constraint ?? error?.constraint_name;
+
+/** Runs fn, again after an error of one of these kinds, with growing pauses that rivals do not share. */
+export async function again(kinds, fn, attempts = 5) {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await fn();
+    } catch (error) {
+      if (!kinds.includes(kind(error)) || attempt >= attempts) throw error;
+    }
+    await sleep(2 ** attempt * 20 * (0.5 + Math.random()));
+  }
+}
+
+/** BEGIN, fn(client), COMMIT; all of it again where the server asks for that. */
+export const transaction = (pool, fn) => again(['retry'], async () => {
+  const client = await pool.connect();
+  let broken;
+  const listener = (error) => { broken = error; }; // the pool listens to idle connections only
+  client.on('error', listener);
+  try {
+    await client.query('BEGIN');
+    const result = await fn(client);
+    // Where an error was swallowed on the way, COMMIT succeeds and has rolled back.
+    if ((await client.query('COMMIT')).command !== 'COMMIT') throw new Error('the transaction had failed and was rolled back');
+    return result;
+  } catch (error) {
+    await client.query('ROLLBACK').catch((e) => { broken = e; });
+    throw error;
+  } finally {
+    client.off('error', listener);
+    client.release(broken);
+  }
+});
+
+const waiters = new WeakMap();
+
+/** fn(wait) for at most half of the pool's connections at a time, fn() for the others: those that wait must not fill the pool. */
+export async function capped(pool, wait, fn) {
+  const waiting = waiters.get(pool) ?? 0;
+  if (!wait || waiting >= Math.floor(pool.options.max / 2)) return fn(undefined);
+  waiters.set(pool, waiting + 1);
+  return fn(wait).finally(() => waiters.set(pool, waiters.get(pool) - 1));
+}
