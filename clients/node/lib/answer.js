@@ -6,23 +6,20 @@ import { isUtf8 } from 'node:buffer';
 const PASSING = /^(set-cookie|date|content-length|connection|transfer-encoding|keep-alive|server|idempotent-replayed)$/i;
 
 /** Headers as a list of pairs, body as bytes: text and bytes are taken as they are, every other value is made JSON. */
-export function normal({ status = 200, headers = [], body = null }) {
-  const list = (Array.isArray(headers) ? headers : Object.entries(headers))
+export function normal({ status, headers, body }) {
+  const list = (Array.isArray(headers) ? headers : Object.entries(headers ?? {}))
     .flatMap(([name, value]) => [value].flat().map((one) => [name, String(one)]));
-  const json = body !== null && typeof body !== 'string' && !(body instanceof Uint8Array);
+  const json = (body ?? null) !== null && typeof body !== 'string' && !(body instanceof Uint8Array);
   if (json && !list.some(([name]) => /^content-type$/i.test(name))) list.push(['Content-Type', 'application/json; charset=utf-8']);
-  return { status, headers: list, body: Buffer.from(json ? JSON.stringify(body) : body ?? '') };
+  return { status: status ?? 200, headers: list, body: Buffer.from(json ? JSON.stringify(body) : body ?? '') };
 }
 
-/** As options of complete(): text where it is text, so that a person can read the row; bytes otherwise. */
+/** As arguments of complete(): text where it is text, so that a person can read the row; bytes otherwise. */
 export function recorded(answer) {
   const { status, headers, body } = normal(answer);
   const of = (wanted) => headers.find(([name]) => name.toLowerCase() === wanted)?.[1];
-  const text = /^text\/|[/+](json|xml)\b/i.test(of('content-type')) && !of('content-encoding') && isUtf8(body) && !body.includes(0);
+  const named = typeof answer.body === 'string' || /^text\/|[/+](json|xml)\b/i.test(of('content-type'));
+  const text = named && !of('content-encoding') && isUtf8(body) && !body.includes(0);
   const kept = { responseStatus: status, responseHeaders: headers.filter(([name]) => !PASSING.test(name)) };
   return body.length === 0 ? kept : text ? { ...kept, responseBody: body.toString() } : { ...kept, responseBytes: body };
 }
-
-/** An answer from the columns of a replay. */
-export const replayed = ({ responseStatus, responseHeaders, responseBody, responseBytes }) =>
-  normal({ status: responseStatus ?? 200, headers: responseHeaders ?? [], body: responseBytes ?? responseBody });

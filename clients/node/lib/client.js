@@ -1,24 +1,21 @@
 // The calls of the extension as functions, with typed outcomes and errors told apart by SQLSTATE.
 //
-// `db` is whatever runs SQL: a pool or a client of pg, a transaction of Prisma, or postgres.js. `id` is
-// { scope, operation, key }. Nothing is imported but Node.js itself: the driver is the one that the caller has.
+// `db` is whatever runs SQL: a pool or a client of pg, a transaction of Prisma, or postgres.js. `id` is { scope, operation, key }.
 
 import { setTimeout as sleep } from 'node:timers/promises';
+import { recorded } from './answer.js';
 
-// Every parameter is cast, so that prepared, unprepared and pooled connections agree on its type. JSON goes by way of text: a
-// driver that is told of a jsonb parameter (postgres.js) would encode the text once more, and the digest would be another.
-const JSONB = 'text::jsonb';
+// Every parameter is cast, so that prepared, unprepared and pooled connections agree on its type. JSON goes by way of text: a driver
+// that is told of a jsonb parameter (postgres.js) would encode the text once more, and the digest would be another.
+const [JSONB, INTERVAL] = ['text::jsonb', 'interval'];
 const TYPES = {
-  state: JSONB, args: JSONB, responseHeaders: JSONB, responseStatus: 'int', responseBytes: 'bytea', fingerprint: 'bytea', ttl: 'interval',
-  lease: 'interval', wait: 'interval', retryIn: 'interval', claimId: 'uuid', token: 'bigint', holdIfAbandoned: 'boolean',
-  refuseRepeat: 'boolean', maxRows: 'int',
+  state: JSONB, args: JSONB, responseHeaders: JSONB, responseStatus: 'int', responseBytes: 'bytea', fingerprint: 'bytea', maxRows: 'int',
+  ttl: INTERVAL, lease: INTERVAL, wait: INTERVAL, retryIn: INTERVAL, claimId: 'uuid', token: 'bigint', holdIfAbandoned: 'bool', refuseRepeat: 'bool',
 };
 // A token is a BigInt: as a number it would be rounded some day, and its owner refused.
 const DECODE = { token: BigInt, retry_after_ms: Number, response_bytes: Buffer.from };
-const snake = (name) => name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
-const camel = (name) => name.replace(/_(.)/g, (_, letter) => letter.toUpperCase());
 const decode = (row) => Object.fromEntries(Object.entries(row).map(([name, value]) =>
-  [camel(name), value === null || !DECODE[name] ? value : DECODE[name](value)]));
+  [name.replace(/_(.)/g, (_, letter) => letter.toUpperCase()), value === null || !DECODE[name] ? value : DECODE[name](value)]));
 
 /** The rows of a statement, by any of the drivers. */
 export async function rows(db, text, values = []) {
@@ -31,78 +28,72 @@ async function call(db, columns, name, id, options = {}, [request, values] = [''
   const args = request ? [request] : [];
   for (const [option, value] of Object.entries({ ...id, ...options })) {
     if (value === undefined || value === null) continue;
-    const type = TYPES[option] ?? 'text';
-    args.push(`${snake(option)} => $${values.push(type === JSONB ? JSON.stringify(value) : value)}::${type}`);
+    const [type, argument] = [TYPES[option] ?? 'text', option.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)];
+    args.push(`${argument} => $${values.push(type === JSONB ? JSON.stringify(value) : value)}::${type}`);
   }
   return (await rows(db, `SELECT ${columns} FROM idempotency.${name}(${args.join(', ')}) AS result`, values)).map(decode);
 }
 const LEASED = '*, extract(epoch FROM locked_until - clock_timestamp())::float8 * 1000 AS lease_ms';
 const verb = (name) => async (db, id, options) => (await call(db, 'result', name, id, options))[0].result;
+const record = (name) => async (db, id) => (await call(db, '*', name, id))[0] ?? null;
 
 // The request is given to notice a key that is used for another one: `body` is text or bytes as they came, `request` a value that is
 // made JSON here, once. Either becomes fingerprint_bytes(), which also takes what jsonb refuses. Path parameters belong to it.
 // What is undefined would switch the comparison off without a word; that has to be said: `compare: false`.
-async function claiming(db, name, id, { request, body, params = {}, compare, ...options }) {
+const claiming = (name) => async (db, id, { request, body = JSON.stringify(request), params = {}, compare, ...options } = {}) => {
   if (typeof request === 'string') throw new TypeError(`${name}: request is a value; JSON text is given as body`);
-  const bytes = body ?? JSON.stringify(request);
   const digest = 'idempotency.fingerprint_bytes($1::bytea)';
   let given;
   if (compare !== false && !options.fingerprint) {
-    if (bytes === undefined) throw new TypeError(`${name}: the request is undefined; give request, body or compare: false`);
-    given = Object.keys(params).length === 0 ? [`fingerprint => ${digest}`, [Buffer.from(bytes)]]
-      : [`request => jsonb_build_object('params', $2::text::jsonb, 'body', encode(${digest}, 'hex'))`, [Buffer.from(bytes), JSON.stringify(params)]];
+    if (body === undefined) throw new TypeError(`${name}: the request is undefined; give request, body or compare: false`);
+    given = Object.keys(params).length === 0 ? [`fingerprint => ${digest}`, [Buffer.from(body)]]
+      : [`request => jsonb_build_object('params', $2::text::jsonb, 'body', encode(${digest}, 'hex'))`, [Buffer.from(body), JSON.stringify(params)]];
   }
   const [row] = await call(db, LEASED, name, id, options, given);
   if (/^(claimed|replay|in_progress|mismatch|held)$/.test(row.outcome)) return row;
   throw new Error(`unknown outcome ${row.outcome}`); // never go on with it
-}
+};
 
-export const claim = (db, id, options = {}) => claiming(db, 'claim', id, options);
-export const run = (db, id, command, options = {}) => claiming(db, 'run', id, { command, ...options });
-export const [complete, fail, recordFailure, release, extend, once] =
-  ['complete', 'fail', 'record_failure', 'release', 'extend', 'once'].map(verb);
+export const claim = claiming('claim');
+export const [fail, recordFailure, release, extend, once] = ['fail', 'record_failure', 'release', 'extend', 'once'].map(verb);
+export const [lookup, replay] = ['lookup', 'replay'].map(record);
+export const run = (db, id, command, options) => claiming('run')(db, id, { command, ...options });
+export const complete = (db, id, { status, headers, body, ...options } = {}) =>
+  verb('complete')(db, id, { ...recorded({ status, headers, body }), ...options });
 export const checkpoint = (db, id, recoveryPoint, options) => verb('checkpoint')(db, id, { recoveryPoint, ...options });
 export const hold = async (db, id, options) => BigInt(await verb('hold')(db, id, options));
 export const effectKey = (db, id, step) => verb('effect_key')(db, id, { step });
 export const claimAbandoned = (db, options) => call(db, LEASED, 'claim_abandoned', {}, options);
-export const lookup = async (db, id) => (await call(db, '*', 'lookup', id))[0] ?? null;
-export const replay = async (db, id) => (await call(db, '*', 'replay', id))[0] ?? null;
 
 /** The SQLSTATE, wherever it is: pg code; Drizzle cause.code; Prisma meta.driverAdapterError.cause or, for COMMIT, cause. */
-export function sqlstate(error) {
-  for (let e = error; e; e = e.meta?.driverAdapterError ?? e.cause) {
-    // Prisma's own codes (P2010) and the system's (EPIPE) look like one and are none.
-    const state = [e.originalCode, e.code].find((code) => /^(?!P[1-9]|E[A-Z])[0-9A-Z]{5}$/.test(code));
-    if (state) return state;
-  }
-  return undefined;
-}
+export const sqlstate = (error) => (!error ? undefined
+  // Prisma's own codes (P2010) and the system's (EPIPE) look like one and are none.
+  : [error.originalCode, error.code].find((code) => /^(?!P[1-9]|E[A-Z])[0-9A-Z]{5}$/.test(code))
+    ?? sqlstate(error.meta?.driverAdapterError ?? error.cause));
 
 const KINDS = {
   IK001: 'stale_claim', IK002: 'not_claimed', IK003: 'other_completion', IK004: 'left_open', IK005: 'held', IK006: 'redacted',
   40001: 'retry', '40P01': 'retry', '55P03': 'wait_timeout', 54000: 'too_large', 25006: 'unavailable', 53300: 'unavailable',
 };
 const LOST = new RegExp('^(ECONN|EPIPE|ETIMEDOUT|EHOST|ENOTFOUND|EAI_AGAIN|CONNECT|P1001|P1002|P1008|P1017|P2024|P2028' // codes
-  + '|Connection terminated|timeout exceeded when trying to connect|Client has encountered a connection error)'); // messages of pg
+  + '|Connection terminated|timeout exceeded when trying to connect|Client has encountered a connection error' // messages of pg
+  + '|DatabaseNotReachable|ConnectionClosed|SocketTimeout)'); // of Prisma's adapters
 
 /** What to do about an error; "other" is a fault of the program. 54000 is permanent: never "try again". */
 export function kind(error) {
   const state = sqlstate(error);
-  if (state) return KINDS[state] ?? (/^(08|57P0[123])/.test(state) ? 'unavailable' : /^22/.test(state) ? 'bad_request' : 'other');
-  return LOST.test(error?.code) || LOST.test(error?.message) ? 'unavailable' : 'other';
+  const lost = () => [error, error?.meta?.driverAdapterError].some((e) => LOST.test(e?.code) || LOST.test(e?.message));
+  if (!state) return lost() ? 'unavailable' : 'other';
+  return KINDS[state] ?? (/^(08|57P0[123])/.test(state) ? 'unavailable' : /^22/.test(state) ? 'bad_request' : 'other');
 }
 
-/** Of stale_claim: taken_over, completed or forgotten. Prisma drops that field. */
+/** Of stale_claim: taken_over, completed or forgotten. Prisma drops it. */
 export const reason = (error) => error?.constraint ?? error?.constraint_name;
 
 /** Runs fn, again after an error of one of these kinds, with growing pauses that rivals do not share. */
 export async function again(kinds, fn, attempts = 5) {
   for (let attempt = 1; ; attempt++) {
-    try {
-      return await fn();
-    } catch (error) {
-      if (!kinds.includes(kind(error)) || attempt >= attempts) throw error;
-    }
+    try { return await fn(); } catch (error) { if (!kinds.includes(kind(error)) || attempt >= attempts) throw error; }
     await sleep(2 ** attempt * 20 * (0.5 + Math.random()));
   }
 }
@@ -120,15 +111,10 @@ export const transaction = (pool, fn) => again(['retry'], async () => {
     if ((await client.query('COMMIT')).command !== 'COMMIT') throw new Error('the transaction had failed and was rolled back');
     return result;
   } catch (error) {
-    await client.query('ROLLBACK').catch((e) => { broken = e; });
+    await client.query('ROLLBACK').catch(listener);
     throw error;
-  } finally {
-    client.off('error', listener);
-    client.release(broken);
-  }
+  } finally { client.off('error', listener).release(broken); }
 });
-
-const waiters = new WeakMap();
 
 /** fn(wait) for at most half of the pool's connections at a time, fn() for the others: those that wait must not fill the pool. */
 export async function capped(pool, wait, fn) {
@@ -137,3 +123,4 @@ export async function capped(pool, wait, fn) {
   waiters.set(pool, waiting + 1);
   return fn(wait).finally(() => waiters.set(pool, waiters.get(pool) - 1));
 }
+const waiters = new WeakMap();

@@ -11,33 +11,28 @@ const describe = (request) => ({
 
 // What the handler returns or sends, made bytes as Fastify would, instead of sending it.
 async function captured(handler, request, reply) {
+  let send;
+  const sent = new Promise((resolve) => { send = resolve; });
+  reply.send = (payload) => { send(payload); return reply; };
+  reply.then = undefined; // who awaits a reply waits until it has left, which is later
   try {
-    let send;
-    const sent = new Promise((resolve) => { send = resolve; });
-    reply.send = (payload) => { send(payload); return reply; };
     const returned = await handler(request, reply);
-    const payload = returned === undefined || returned === reply ? await sent : returned;
+    const payload = (returned === undefined || returned === reply ? await sent : returned) ?? '';
     if (payload instanceof Error) throw payload;
-    if (payload === undefined || payload === null) return null;
-    const [text, bytes] = [typeof payload === 'string', payload instanceof Uint8Array];
-    if (!reply.hasHeader('content-type')) {
-      reply.type(text ? 'text/plain; charset=utf-8' : bytes ? 'application/octet-stream' : 'application/json; charset=utf-8');
-    }
-    return text || bytes ? payload : reply.serialize(payload);
-  } finally {
-    delete reply.send;
-  }
+    const plain = typeof payload === 'string' ? 'text/plain; charset=utf-8' : payload instanceof Uint8Array && 'application/octet-stream';
+    if (payload !== '' && !reply.hasHeader('content-type')) reply.type(plain || 'application/json; charset=utf-8');
+    return plain ? payload : reply.serialize(payload);
+  } finally { for (const own of ['send', 'then']) delete reply[own]; }
 }
 
 export function idempotent(app, pool, options) {
   app.decorateRequest('db', null);
-  app.decorateRequest('bodyChunks', null);
-  app.decorateRequest('rawBody', { getter() { return Buffer.concat(this.bodyChunks ?? []); } });
+  app.decorateRequest('chunks', null);
+  app.decorateRequest('rawBody', { getter() { return Buffer.concat(this.chunks ?? []); } });
   // The bytes pass on their way to whatever parser the route has, which also keeps to the limit of the body.
   app.addHook('preParsing', async (request, reply, payload) => {
-    const transform = (chunk, encoding, done) => { request.bodyChunks.push(chunk); done(null, chunk); };
-    request.bodyChunks = [];
-    return payload.pipe(new Transform({ transform }));
+    request.chunks = [];
+    return payload.pipe(new Transform({ transform(chunk, _, done) { request.chunks.push(chunk); done(null, chunk); } }));
   });
   return httpCore(pool, options, onNode(describe, captured, (reply, body) => reply.send(body.length > 0 ? body : undefined)));
 }

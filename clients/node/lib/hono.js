@@ -9,13 +9,16 @@ export const idempotent = (pool, options) => httpCore(pool, options, (handler, a
   // Headers of the web's kind join two lines by a comma; Node.js has them apart.
   const lines = c.env?.incoming?.headersDistinct['idempotency-key'] ?? [raw.headers.get('idempotency-key') ?? []].flat();
   const before = [...c.body(null).headers]; // what c.header() has set so far
-  const answer = await answerTo({ source: c, method, lines, body: () => c.req.arrayBuffer(), params: c.req.param(), path: routePath(c) },
-    async (db) => {
-      for (const name of [...c.body(null).headers.keys()]) c.header(name, undefined);
-      for (const [name, value] of before) c.header(name, value, { append: true });
-      c.set('db', db);
-      const response = await handler(c);
-      return { status: response.status, headers: [...response.headers], body: new Uint8Array(await response.arrayBuffer()) };
-    });
+  const reset = () => {
+    for (const name of [...c.body(null).headers.keys()]) c.header(name, undefined);
+    for (const [name, value] of before) c.header(name, value, { append: true });
+  };
+  const asked = { source: c, method, lines, body: () => c.req.arrayBuffer(), params: c.req.param(), path: routePath(c) };
+  const answer = await answerTo(asked, async (db) => {
+    reset();
+    c.set('db', db);
+    const response = await handler(c);
+    return { status: response.status, headers: [...response.headers], body: new Uint8Array(await response.arrayBuffer()) };
+  }).catch((error) => { reset(); throw error; });
   return answer ? new Response(answer.body.length > 0 ? answer.body : null, answer) : handler(c);
 });

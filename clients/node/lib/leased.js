@@ -1,23 +1,14 @@
 // Work that leaves the database: the claim is committed first, with a lease, and what became of the work is recorded afterwards.
 //
-// work({ id, claim, state, effectKey, signal }) says by its end what is known: an answer, { status, headers, body, book }, is
-// recorded in one transaction with what book(db) writes; NothingHappened lets the next attempt do it; Refused is an answer for
-// good; anything else means that nobody knows, and the key is held for a person.
+// work({ id, claim, state, effectKey, signal }) says by its end what is known. An answer, { status, headers, body, book }, is recorded
+// in one transaction with what book(db) writes; a refusal for good is such an answer. NothingHappened lets the next attempt do it.
+// Any other error means that nobody knows, and the key is held for a person.
 
 import { randomUUID } from 'node:crypto';
 import { setInterval as every, setTimeout as sleep } from 'node:timers/promises';
 import { again, capped, claim, claimAbandoned, complete, effectKey, extend, fail, hold, kind, reason, replay, transaction } from './client.js';
-import { recorded } from './answer.js';
 
 export class NothingHappened extends Error {}
-
-export class Refused extends Error {
-  constructor(status, body, headers) {
-    super(`refused with ${status}`);
-    this.answer = { status, body, headers };
-  }
-}
-
 const despiteLoss = (fn) => again(['unavailable'], fn, 6);
 
 /** Resolves to { outcome, … } as claim() does, with the answer where it was claimed; also "failed", after NothingHappened. */
@@ -32,59 +23,52 @@ export async function completer(pool, operation, { lease, step, maxRows = 4, pau
   while (!signal?.aborted) {
     try {
       const claims = await claimAbandoned(pool, { operation, lease, maxRows });
-      await Promise.all(claims.map((claimed) => finish(pool, claimed, claimed, step, work).catch(onError)));
-    } catch (error) {
-      onError(error); // such as a database that is down: later, then
-    }
+      await Promise.all(claims.map(({ scope, key, ...rest }) => finish(pool, { scope, operation, key }, rest, step, work).catch(onError)));
+    } catch (error) { onError(error); } // such as a database that is down: later, then
     await sleep(pause, undefined, { signal }).catch(() => {});
   }
 }
 
-async function finish(pool, { scope, operation, key }, claimed, step, work) {
-  const id = { scope, operation, key };
+async function finish(pool, id, claimed, step, work) {
   const { token, state } = claimed;
-  const [stop, done] = [new AbortController(), new AbortController()];
+  const [lost, done] = [new AbortController(), new AbortController()];
   // What a repeat finds settled was settled by the call whose answer was lost, or is somebody else's by now.
-  const settle = async (verb, outcome, text) => {
-    await despiteLoss(() => verb(pool, id, { [verb === hold ? 'reason' : 'error']: text, token })).catch((error) => {
-      if (!['stale_claim', 'not_claimed', 'held'].includes(kind(error))) throw error;
-    });
-    return { outcome, lastError: text };
-  };
+  const settle = (verb, options) => despiteLoss(() => verb(pool, id, { ...options, token })).catch((error) => {
+    if (!['stale_claim', 'not_claimed', 'held'].includes(kind(error))) throw error;
+  });
   let answer;
   try {
-    const effect = await despiteLoss(() => effectKey(pool, id, step)).catch((e) => { throw new NothingHappened(e.message); });
-    heartbeat(pool, id, claimed, stop, done.signal);
-    answer = await work({ id, claim: claimed, state, effectKey: effect, signal: stop.signal });
+    const effect = await despiteLoss(() => effectKey(pool, id, step)).catch((error) => { throw new NothingHappened(error.message); });
+    heartbeat(pool, id, claimed, lost, done.signal);
+    answer = await work({ id, claim: claimed, state, effectKey: effect, signal: lost.signal });
   } catch (error) {
-    if (stop.signal.aborted) throw stop.signal.reason; // not the owner any more: there is nothing to record
-    if (error instanceof NothingHappened) return await settle(fail, 'failed', error.message);
-    if (!(error instanceof Refused)) return await settle(hold, 'held', String(error));
-    answer = error.answer;
-  } finally {
-    done.abort();
-  }
+    if (lost.signal.aborted) throw lost.signal.reason; // not the owner any more: there is nothing to record
+    const failed = error instanceof NothingHappened;
+    await (failed ? settle(fail, { error: error.message }) : settle(hold, { reason: String(error) }));
+    return { outcome: failed ? 'failed' : 'held', lastError: error.message };
+  } finally { done.abort(); }
   try {
+    const { book, ...recorded } = answer;
     await despiteLoss(() => transaction(pool, async (db) => {
-      await answer.book?.(db);
-      await complete(db, id, { ...recorded(answer), token, refuseRepeat: true });
+      await book?.(db);
+      await complete(db, id, { ...recorded, token, refuseRepeat: true });
     }));
-    return { outcome: 'claimed', ...answer };
+    return { outcome: 'claimed', ...recorded };
   } catch (error) {
     // The answer to COMMIT was lost, or a person was faster: what is recorded is what counts.
     if (reason(error) === 'completed') return { outcome: 'replay', ...await replay(pool, id) };
     // It was done and cannot be recorded. Nobody may do it once more because the lease ends.
-    if (!['unavailable', 'stale_claim'].includes(kind(error))) await settle(hold, 'held', String(error));
+    if (!['unavailable', 'stale_claim'].includes(kind(error))) await settle(hold, { reason: String(error) });
     throw error;
   }
 }
 
 // Three beats to a lease. Who has lost the claim is stopped; who cannot reach the database goes on and tries at the next beat.
-async function heartbeat(pool, id, { token, leaseMs }, stop, signal) {
+async function heartbeat(pool, id, { token, leaseMs }, lost, signal) {
   try {
     for await (const _ of every(leaseMs / 3, undefined, { signal, ref: false })) {
       await extend(pool, id, { token }).catch((error) => {
-        if (!['unavailable', 'retry'].includes(kind(error)) && !signal.aborted) stop.abort(error);
+        if (!['unavailable', 'retry'].includes(kind(error)) && !signal.aborted) lost.abort(error);
       });
     }
   } catch {} // the work is done

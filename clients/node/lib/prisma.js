@@ -28,7 +28,7 @@ export async function withIdempotency(prisma, tenantId, operation, payload, fn, 
     if (claimed.outcome === 'replay') return claimed.responseBody === null ? undefined : JSON.parse(claimed.responseBody);
     if (claimed.outcome !== 'claimed') throw new NotExecuted(claimed);
     const result = await fn(tx);
-    await complete(tx, id, { responseBody: JSON.stringify(result), responseStatus: 200 });
+    await complete(tx, id, { headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(result) });
     return result;
   }, { timeout: wait + timeout, ...options }));
 }

@@ -3,7 +3,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { randomUUID } from 'node:crypto';
 import pg from 'pg';
-import { completer, NothingHappened, Refused } from '../lib/leased.js';
+import { completer, NothingHappened } from '../lib/leased.js';
 
 const { env } = process;
 export const port = Number(env.PORT);
@@ -83,7 +83,7 @@ export async function charge({ state: { account, amount }, effectKey, signal }) 
     body: JSON.stringify({ key: effectKey, amount }),
     signal: AbortSignal.any([signal, AbortSignal.timeout(timeout)]),
   });
-  if (answer.status === 402) throw new Refused(402, { declined: true });
+  if (answer.status === 402) return { status: 402, body: { declined: true } };
   if (answer.status !== 200) throw new Error(`the network answered ${answer.status}`);
   const { charge: id } = await answer.json();
   await fetch(`${network}/after?key=${effectKey}`, { signal }).catch(() => {});
