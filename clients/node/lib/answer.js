@@ -1,7 +1,5 @@
 // An answer is { status, headers, body }: what of it is recorded, and how it comes back byte for byte.
-
 import { isUtf8 } from 'node:buffer';
-
 // About the connection, the moment or the session: never replayed.
 const PASSING = /^(set-cookie|date|content-length|connection|transfer-encoding|keep-alive|server|idempotent-replayed)$/i;
 
@@ -18,8 +16,8 @@ export function normal({ status, headers, body }) {
 export function recorded(answer) {
   const { status, headers, body } = normal(answer);
   const of = (wanted) => headers.find(([name]) => name.toLowerCase() === wanted)?.[1];
-  const named = typeof answer.body === 'string' || /^text\/|[/+](json|xml)\b/i.test(of('content-type'));
-  const text = named && !of('content-encoding') && isUtf8(body) && !body.includes(0);
+  const text = (typeof answer.body === 'string' || /^text\/|[/+](json|xml)\b/i.test(of('content-type')))
+    && !of('content-encoding') && isUtf8(body) && !body.includes(0);
   const kept = { responseStatus: status, responseHeaders: headers.filter(([name]) => !PASSING.test(name)) };
   return body.length === 0 ? kept : text ? { ...kept, responseBody: body.toString() } : { ...kept, responseBytes: body };
 }

@@ -1,8 +1,6 @@
 // Hono 4: `app.post('/orders', once(async (c) => …))`; the connection is c.get('db').
-
 import { routePath } from 'hono/route';
 import { httpCore } from './http.js';
-
 export const idempotent = (pool, options) => httpCore(pool, options, (handler, answerTo) => async (c) => {
   c.set('db', pool);
   const { method, raw } = c.req;

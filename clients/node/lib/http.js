@@ -1,8 +1,6 @@
 // The header Idempotency-Key (draft-ietf-httpapi-idempotency-key-header-07) on the calls of the client, for any framework.
-//
 // An adapter says what was asked and how its handler is run, and sends the answer that it gets. That is not before COMMIT has
 // succeeded, so no client is told what was undone.
-
 import { capped, claim, complete, kind, transaction } from './client.js';
 import { runLeased } from './leased.js';
 import { normal } from './answer.js';
@@ -19,7 +17,6 @@ const PROBLEMS = {
   unavailable: [503, 'Idempotency-Key cannot be checked now', 'Send the same request with the same key again later.'],
 };
 const ALSO = { failed: 'unavailable', retry: 'unavailable', wait_timeout: 'in_progress', stale_claim: 'in_progress' };
-
 // RFC 8941: a string with its escapes, or a token, as many clients send it. Parameters are read over.
 const [STRING, TOKEN] = ['"((?:[ !#-[\\]-~]|\\\\["\\\\])*)"', '[!#-+\\--:<-~]+'];
 const ITEM = new RegExp(`^(?:${STRING}|(${TOKEN}))(?:; *[a-z*][a-z0-9_.*-]*(?:=(?:${STRING}|${TOKEN}))?)*$`);
@@ -36,9 +33,7 @@ export function httpCore(pool, options, adapter) {
   const settings = { methods: ['POST', 'PATCH'], required: true, documentation: 'https://developer.example.com/idempotency', ...options };
   // An idle connection that is lost makes the pool emit "error", and one that nobody hears ends the process.
   if (pool.listenerCount('error') === 0) pool.on('error', () => {});
-
-  function problem(outcome, seconds = 1) {
-    const name = ALSO[outcome] ?? outcome;
+  function problem(outcome, seconds = 1, name = ALSO[outcome] ?? outcome) {
     const [status, title, detail] = PROBLEMS[name];
     const headers = [['Content-Type', 'application/problem+json'], ['Content-Language', 'en']];
     if (status === 400) headers.push(['Link', `<${settings.documentation}>; rel="describedby"; type="text/html"`]);
@@ -49,8 +44,8 @@ export function httpCore(pool, options, adapter) {
     ...(settings.lifetimeHeader && until ? [['Idempotency-Key-Expires', until.toUTCString()]] : [])] });
   function withoutWork({ outcome, retryAfterMs, ...row }) {
     if (outcome !== 'replay') return problem(outcome, Math.ceil((retryAfterMs ?? 0) / 1000));
-    const answer = { status: row.responseStatus, headers: row.responseHeaders, body: row.responseBytes ?? row.responseBody };
-    return kept(normal(answer), row.expiresAt, ['Idempotent-Replayed', 'true']);
+    return kept(normal({ status: row.responseStatus, headers: row.responseHeaders, body: row.responseBytes ?? row.responseBody }),
+      row.expiresAt, ['Idempotent-Replayed', 'true']);
   }
 
   // asked: { source, method, lines, body(), params, path }. Resolves to nothing where the request is not to be touched.
@@ -69,7 +64,7 @@ export function httpCore(pool, options, adapter) {
       if (work) {
         const leased = { ...request, wait, step, lease, holdIfAbandoned, state: await of.state?.(source) };
         const result = await runLeased(pool, id, leased, work);
-        return result.outcome === 'claimed' ? normal(result) : withoutWork(result);
+        return result.outcome === 'claimed' ? kept(normal(result), result.expiresAt) : withoutWork(result);
       }
       return await transaction(pool, async (db) => {
         const claimed = await capped(pool, wait, (most) => claim(db, id, { ...request, wait: most }));
@@ -99,7 +94,8 @@ export const onNode = (describe, captured, send) => (handler, answerTo, pool) =>
     res.status(status);
   };
   req.db = pool;
-  const answer = await answerTo(describe(req), async (db) => {
+  const { method, params, raw: { headersDistinct: { 'idempotency-key': lines = [] } } = req } = req;
+  const answer = await answerTo({ source: req, method, lines, params, ...describe(req) }, async (db) => {
     put(before);
     req.db = db;
     const body = await captured(handler, req, res);

@@ -16,7 +16,7 @@ export interface Job {
 export type Work = (job: Job) => Promise<Answer & { book?: (db: Client) => Promise<unknown> }>;
 
 export function runLeased(pool: Pool, id: Id, options: ClaimOptions & { lease: Interval; step?: string }, work: Work):
-  Promise<Claim | ({ outcome: 'claimed' } & Answer) | { outcome: 'failed' | 'held'; lastError: string }>;
+  Promise<Claim | ({ outcome: 'claimed'; expiresAt: Date } & Answer) | { outcome: 'failed' | 'held'; lastError: string }>;
 
 export function completer(pool: Pool, operation: string, options: {
   lease?: Interval; step?: string; maxRows?: number; pause?: number; signal?: AbortSignal; onError?: (error: unknown) => void;

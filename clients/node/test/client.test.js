@@ -49,6 +49,11 @@ test('an undefined request does not switch the comparison off', async () => {
   assert.equal((await idem.claim(pool, id, { request: null })).fingerprintChecked, false); // null is JSON
 });
 
+test('an option that does not exist is an error, and never SQL', async () => {
+  await assert.rejects(idem.claim(pool, newId(), { request: 1, laese: '1 min' }), /unknown option laese/);
+  await assert.rejects(idem.complete(pool, newId(), { "ttl => NULL); DROP TABLE x; --": 1 }), TypeError);
+});
+
 test('JSON text is not made JSON once more', async () => {
   await assert.rejects(idem.claim(pool, newId(), { request: JSON.stringify({ item: 7 }) }), TypeError);
   const id = await completed({ item: 7 });

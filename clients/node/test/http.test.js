@@ -2,12 +2,14 @@
 
 import assert from 'node:assert/strict';
 import { once as event } from 'node:events';
+import { Readable } from 'node:stream';
 import { after, before, test } from 'node:test';
 import { randomUUID } from 'node:crypto';
 import { serve } from '@hono/node-server';
 import express from 'express';
 import fastify from 'fastify';
 import { Hono } from 'hono';
+import { stream } from 'hono/streaming';
 import { idempotent as onExpress, keepRawBody } from '../lib/express.js';
 import { idempotent as onFastify } from '../lib/fastify.js';
 import { idempotent as onHono } from '../lib/hono.js';
@@ -28,7 +30,8 @@ async function expressApp(options) {
     res.set('X-Run', String(runs));
     res.status(201).json(await order(req.db, req.body.item));
   }));
-  app.post('/sync', once((req, res) => { res.writeHead(202, { 'Content-Type': 'text/plain' }); res.write('a'); res.end('b', () => {}); }));
+  app.post('/sync', once((req, res) => { res.writeHead(202, 'Taken', { 'Content-Type': 'text/plain' }); res.write('a'); res.end('b', () => {}); }));
+  app.post('/stream', once((req, res) => { Readable.from([Buffer.from([0]), Buffer.from([255])]).pipe(res.type('application/octet-stream')); }));
   app.post('/next', once(async (req, res, next) => { await order(req.db, req.body.item); next(new Error('given to next')); }));
   app.post('/late', once(async (req, res) => { res.json(await order(req.db, req.body.item)); throw new Error('after the answer'); }));
   app.use((error, req, res, next) => { res.status(500).json({ error: error.message }); });
@@ -46,6 +49,7 @@ async function fastifyApp(options) {
     reply.header('X-Run', String(runs)).code(201);
     return order(request.db, request.body.item);
   }));
+  app.post('/stream', once(async () => Readable.from([Buffer.from([0]), Buffer.from([255])])));
   app.post('/sync', once((request, reply) => { setImmediate(() => reply.code(202).type('text/plain').send('ab')); }));
   app.post('/next', once(async (request, reply) => { await order(request.db, request.body.item); reply.send(new Error('sent')); }));
   app.post('/late', once(async (request, reply) => { reply.send(await order(request.db, request.body.item)); throw new Error('after'); }));
@@ -62,6 +66,7 @@ async function honoApp(options) {
     c.header('X-Run', String(runs), { append: true });
     return c.json(await order(c.get('db'), (await c.req.json()).item), 201);
   }));
+  app.post('/stream', once((c) => stream(c, async (out) => { await out.write(new Uint8Array([0])); await out.write(new Uint8Array([255])); })));
   app.post('/sync', once((c) => c.text('ab', 202, { 'Content-Type': 'text/plain' })));
   app.post('/next', once(async (c) => { await order(c.get('db'), (await c.req.json()).item); throw new Error('thrown'); }));
   app.post('/late', once(async (c) => { await order(c.get('db'), (await c.req.json()).item); return c.json({}, 500); }));
@@ -75,7 +80,8 @@ const post = async (app, path, key, body, headers = {}) => {
     method: 'POST', body: JSON.stringify(body),
     headers: { 'Content-Type': 'application/json', ...(key !== undefined && { 'Idempotency-Key': key }), ...headers },
   });
-  return { status: answer.status, headers: answer.headers, text: await answer.text() };
+  const bytes = Buffer.from(await answer.arrayBuffer());
+  return { status: answer.status, headers: answer.headers, bytes, text: bytes.toString() };
 };
 
 before(() => prepare(pool));
@@ -149,6 +155,8 @@ for (const [name, start] of Object.entries({ express: expressApp, fastify: fasti
         assert.deepEqual([answer.status, answer.text, answer.headers.get('idempotent-replayed')], [202, 'ab', replayed]);
         assert.equal(answer.headers.get('content-type').replace(/ *; *charset=utf-8/i, ''), 'text/plain');
         assert.equal(answer.headers.get('x-early'), 'yes');
+        const streamed = await post(app, '/stream', 'stream', { item: 1 });
+        assert.deepEqual([streamed.bytes, streamed.headers.get('idempotent-replayed')], [Buffer.from([0, 255]), replayed]);
       }
       for (const path of ['/next', '/late']) {
         assert.equal((await post(app, path, randomUUID(), { item: 90 })).status, 500, path);
@@ -156,7 +164,7 @@ for (const [name, start] of Object.entries({ express: expressApp, fastify: fasti
       }
     } finally {
       await app.close();
-      await pool.query(`SELECT idempotency.forget('test_node', 'POST /sync', 'sync')`);
+      await pool.query(`SELECT idempotency.forget('test_node', 'POST /sync', 'sync'), idempotency.forget('test_node', 'POST /stream', 'stream')`);
     }
   });
 

@@ -24,6 +24,7 @@ test('an answer is recorded with what it books, once', async () => {
   };
   const first = await runLeased(pool, id, { ...options, step: 'charge', state: { amount: 5 } }, work);
   assert.deepEqual([first.outcome, first.status, first.body], ['claimed', 201, { charged: 5 }]);
+  assert.ok(first.expiresAt > new Date());
   const second = await runLeased(pool, id, { ...options, step: 'charge', state: { amount: 5 } }, work);
   assert.deepEqual([second.outcome, second.responseStatus, second.responseBody], ['replay', 201, '{"charged":5}']);
   assert.equal(await count(pool, 80), 1);
