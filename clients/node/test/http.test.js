@@ -27,7 +27,7 @@ async function expressApp(options) {
   const once = onExpress(pool, { scope, ...options });
   app.post('/orders', once(async (req, res) => {
     runs++;
-    res.set('X-Run', String(runs));
+    res.append('X-Run', String(runs));
     res.status(201).json(await order(req.db, req.body.item));
   }));
   app.post('/sync', once((req, res) => { res.writeHead(202, 'Taken', { 'Content-Type': 'text/plain' }); res.write('a'); res.end('b', () => {}); }));
@@ -46,7 +46,7 @@ async function fastifyApp(options) {
   app.addHook('onRequest', async (request, reply) => { reply.header('X-Early', 'yes'); });
   app.post('/orders', once(async (request, reply) => {
     runs++;
-    reply.header('X-Run', String(runs)).code(201);
+    reply.header('X-Run', [reply.getHeader('X-Run') ?? [], String(runs)].flat()).code(201);
     return order(request.db, request.body.item);
   }));
   app.post('/stream', once(async () => Readable.from([Buffer.from([0]), Buffer.from([255])])));
