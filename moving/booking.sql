@@ -30,8 +30,8 @@ EXCEPTION WHEN data_exception THEN
 	RETURN to_jsonb(answer);
 END $$;
 
-CREATE FUNCTION :"bridge".comparable(answer text) RETURNS text LANGUAGE sql IMMUTABLE
-RETURN :"bridge".as_json(answer)::text;
+CREATE FUNCTION :"bridge".comparable(status int, answer text) RETURNS text LANGUAGE sql IMMUTABLE
+RETURN ROW(status, :"bridge".as_json(answer))::text;
 
 -- Which keys of the extension could be this table's.
 CREATE FUNCTION :"bridge".covers(scope text, operation text, key text) RETURNS boolean LANGUAGE sql STABLE

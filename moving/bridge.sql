@@ -313,8 +313,8 @@ DECLARE
 	soon timestamptz := clock_timestamp() + interval '1 minute';
 BEGIN
 	SELECT count(o.key), count(k.key), count(*) FILTER (WHERE o.key IS NOT NULL AND k.key IS NOT NULL),
-	       count(*) FILTER (WHERE o.response_status IS NOT DISTINCT FROM k.response_status
-	                          AND comparable(o.response_body) IS NOT DISTINCT FROM comparable(k.response_body))
+	       count(*) FILTER (WHERE o.key IS NOT NULL AND k.key IS NOT NULL AND comparable(o.response_status, o.response_body)
+	                        IS NOT DISTINCT FROM comparable(k.response_status, k.response_body))
 	  INTO old_rows, keys, both_have, same_answer
 	  FROM (SELECT (r.request).* FROM (SELECT q.request FROM requests AS q OFFSET 0) AS r WHERE (r.request).status = 'completed') AS o
 	  FULL JOIN (SELECT * FROM idempotency.idempotency_keys AS i WHERE i.status = 'completed' AND covers(i.scope, i.operation, i.key)) AS k

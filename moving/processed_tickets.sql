@@ -22,7 +22,7 @@ RETURN CAST(ROW((o).provider, 'ticket', (o)."ticketId", CASE WHEN (o).success TH
                 (o)."processedAt", (o)."processedAt", (o)."processedAt" + interval '7 days') AS :"bridge".request);
 
 -- The form in which two answers are compared: the old table has none.
-CREATE FUNCTION :"bridge".comparable(answer text) RETURNS text LANGUAGE sql IMMUTABLE
+CREATE FUNCTION :"bridge".comparable(status int, answer text) RETURNS text LANGUAGE sql IMMUTABLE
 RETURN NULL::text;
 
 -- Which keys of the extension could be this table's.

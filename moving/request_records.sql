@@ -20,8 +20,8 @@ RETURN CAST(ROW('app', (o).operation, (o).request_id, 'completed', (o).status_co
                 (o).created_at, (o).created_at, (o).expires_at) AS :"bridge".request);
 
 -- The form in which two answers are compared.
-CREATE FUNCTION :"bridge".comparable(answer text) RETURNS text LANGUAGE sql IMMUTABLE
-RETURN COALESCE(answer, '');
+CREATE FUNCTION :"bridge".comparable(status int, answer text) RETURNS text LANGUAGE sql IMMUTABLE
+RETURN ROW(status, COALESCE(answer, ''))::text;
 
 -- Which keys of the extension could be this table's.
 CREATE FUNCTION :"bridge".covers(scope text, operation text, key text) RETURNS boolean LANGUAGE sql STABLE

@@ -21,7 +21,7 @@ RETURN CAST(ROW((o)."tenantId", (o).operation, (o).key, 'completed', NULL, (o).r
                 (o)."createdAt", (o)."createdAt", (o)."expiresAt") AS :"bridge".request);
 
 -- The form in which two answers are compared.
-CREATE FUNCTION :"bridge".comparable(answer text) RETURNS text LANGUAGE sql IMMUTABLE
+CREATE FUNCTION :"bridge".comparable(status int, answer text) RETURNS text LANGUAGE sql IMMUTABLE
 RETURN COALESCE(answer, '');
 
 -- Which keys of the extension could be this table's.
