@@ -26,7 +26,7 @@ RETURN ROW(status, COALESCE(answer, ''))::text;
 -- Which keys of the extension could be this table's.
 CREATE FUNCTION :"bridge".covers(scope text, operation text, key text) RETURNS boolean LANGUAGE sql STABLE
 RETURN scope = 'app' AND length(operation) <= 100
-   AND key ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$';
+   AND key ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$';
 
 -- The row that has the key of one that is covered, locked; what a new instance has
 -- recorded; what it has cleared.
