@@ -89,10 +89,15 @@ SET ROLE regress_idempotency_stranger;
 SELECT outcome FROM idempotency.claim('support', 'o', 'k');
 RESET ROLE;
 
--- It is for the planner alone.
-\set VERBOSITY sqlstate
-SELECT idempotency.call_support(NULL);
-\set VERBOSITY default
+-- It is for the planner alone. Minor versions differ in how they refuse: no value of
+-- that type (0A000), or no such function (42883).
+DO $$
+BEGIN
+	PERFORM idempotency.call_support(NULL);
+	RAISE NOTICE 'called';
+EXCEPTION WHEN feature_not_supported OR undefined_function THEN
+	RAISE NOTICE 'refused';
+END $$;
 
 DROP OWNED BY regress_idempotency_stranger;
 DROP ROLE regress_idempotency_stranger;
