@@ -35,6 +35,28 @@ SELECT idempotency.once('support', NULL, NULL);
 SELECT outcome FROM idempotency.run('support', 'o', 'k', NULL);
 SELECT outcome FROM idempotency.run(NULL, NULL, NULL, NULL);
 
+-- Also where the planner simplifies the call more than once, and where it is never
+-- reached: for rows that there are none of, as an argument that is inlined, in a
+-- condition.
+CREATE TABLE inbox (tenant text, event text);
+CREATE FUNCTION inlined(b bool) RETURNS text LANGUAGE sql AS $$ SELECT b::text $$;
+PREPARE claim_each (text) AS
+	SELECT outcome FROM inbox, LATERAL idempotency.claim(tenant, 'o', $1);
+EXECUTE claim_each (NULL);
+SELECT inlined(idempotency.once(tenant, 'o', NULL)) FROM inbox;
+SELECT * FROM inbox WHERE event = idempotency.complete(tenant, 'o', NULL)::text;
+SELECT response_body FROM inbox, LATERAL idempotency.run(tenant, 'o', event, NULL);
+INSERT INTO inbox VALUES ('support', 'lateral');
+EXECUTE claim_each (NULL);
+SELECT inlined(idempotency.once(tenant, 'o', NULL)) FROM inbox;
+SELECT * FROM inbox WHERE event = idempotency.complete(tenant, 'o', NULL)::text;
+SELECT response_body FROM inbox, LATERAL idempotency.run(tenant, 'o', event, NULL);
+EXPLAIN (VERBOSE, COSTS OFF)
+SELECT outcome FROM inbox, LATERAL idempotency.claim(tenant, 'o', event);
+DEALLOCATE claim_each;
+DROP FUNCTION inlined;
+DROP TABLE inbox;
+
 -- In views, PL/pgSQL and SQL functions; with jit, where the server has it.
 CREATE VIEW claims AS SELECT outcome, attempt FROM idempotency.claim('support', 'o', 'view');
 SET jit_above_cost = 0;
@@ -67,10 +89,15 @@ SET ROLE regress_idempotency_stranger;
 SELECT outcome FROM idempotency.claim('support', 'o', 'k');
 RESET ROLE;
 
--- It is for the planner alone.
-\set VERBOSITY sqlstate
-SELECT idempotency.call_support(NULL);
-\set VERBOSITY default
+-- It is for the planner alone. Minor versions differ in how they refuse: no value of
+-- that type (0A000), or no such function (42883).
+DO $$
+BEGIN
+	PERFORM idempotency.call_support(NULL);
+	RAISE NOTICE 'called';
+EXCEPTION WHEN feature_not_supported OR undefined_function THEN
+	RAISE NOTICE 'refused';
+END $$;
 
 DROP OWNED BY regress_idempotency_stranger;
 DROP ROLE regress_idempotency_stranger;

@@ -123,9 +123,10 @@ keys_scan_next(IndexScanDesc scan, Relation table, TupleTableSlot **slot)
  * index, the newest is most often the last one there: they are in the order of their
  * places in the table. So the index is read backwards.
  *
- * Most looks of KEYS_NOW are followed by a write, which needs the index's lock in
- * the stronger mode. On an index that conflicts with nothing more, and it is taken
- * once.
+ * Most looks of KEYS_NOW are followed by a write, so that its locks are taken at
+ * once. Nobody has to ask for a stronger one later, behind somebody who keeps writers
+ * out and waits for this transaction: REINDEX and amcheck's bt_index_parent_check()
+ * lock first the table and then the index.
  *
  * The row is built in the current memory context. Errors: 55000 if the table
  * is not as expected.
@@ -134,9 +135,9 @@ bool
 idem_keys_find(const KeyIdentity *id, KeyRead how, bool with_response,
 			   KeyRow *row, bool *agrees)
 {
-	Relation table = idem_table_open(AccessShareLock);
-	Relation index = index_open(RelationGetPrimaryKeyIndex_compat(table),
-								how == KEYS_NOW ? RowExclusiveLock : AccessShareLock);
+	LOCKMODE lock = how == KEYS_NOW ? RowExclusiveLock : AccessShareLock;
+	Relation table = idem_table_open(lock);
+	Relation index = index_open(RelationGetPrimaryKeyIndex_compat(table), lock);
 	TupleTableSlot *slot = NULL;
 	bool two_snapshots = how == KEYS_NOW && IsolationUsesXactSnapshot();
 	Snapshot snapshot = RegisterSnapshot(how == KEYS_NOW ? GetLatestSnapshot()
