@@ -21,6 +21,9 @@ type Answer struct {
 	Book   func(context.Context, *sql.Tx) error // of a Job: rows beside it, written once
 }
 
+// Error makes it an error as well: an answer that undoes the work and is not recorded.
+func (a *Answer) Error() string { return fmt.Sprintf("answered with %d: %s", a.Status, a.Body) }
+
 // JSONAnswer is an answer with a value as its body.
 func JSONAnswer(status int, value any) *Answer {
 	body, err := json.Marshal(value)
@@ -72,49 +75,33 @@ func (a *Answer) options() []Option {
 	return append(options, option("response_bytes", "bytea", a.Body))
 }
 
-// Answer is what was recorded.
+// Answer is what was recorded, by whatever language: headers as pairs, or as an object whose values may be lists; strings or numbers.
 func (r *Record) Answer() *Answer {
-	body := []byte(r.ResponseBytes)
-	if body == nil {
-		body = []byte(r.ResponseBody)
+	answer := &Answer{Status: r.ResponseStatus, Header: http.Header{}, Body: []byte(r.ResponseBody)}
+	if r.ResponseBytes != "" {
+		answer.Body, _ = hex.DecodeString(r.ResponseBytes[len(`\x`):])
 	}
-	return &Answer{Status: r.ResponseStatus, Header: http.Header(r.ResponseHeaders).Clone(), Body: body}
+	var pairs [][]any
+	var object map[string]any
+	if decode(r.ResponseHeaders, &pairs) != nil && decode(r.ResponseHeaders, &object) == nil {
+		for name, value := range object {
+			pairs = append(pairs, []any{name, value})
+		}
+	}
+	for _, pair := range pairs {
+		values, several := pair[1].([]any)
+		if !several {
+			values = pair[1:]
+		}
+		for _, value := range values {
+			answer.Header.Add(fmt.Sprint(pair[0]), fmt.Sprint(value))
+		}
+	}
+	return answer
 }
 
-type hexadecimal []byte // as PostgreSQL has it in JSON: "\\x00ff"
-
-func (h *hexadecimal) UnmarshalJSON(text []byte) (err error) {
-	if bytes.HasPrefix(text, []byte(`"`)) {
-		*h, err = hex.DecodeString(string(bytes.Trim(text, `"\\x`)))
-	}
-	return err
-}
-
-// Headers as they were recorded, by whatever language: pairs, or an object whose values may be lists; strings or numbers.
-type headers http.Header
-
-func (h *headers) UnmarshalJSON(text []byte) error {
-	var recorded any
+func decode(text []byte, into any) error {
 	decoder := json.NewDecoder(bytes.NewReader(text))
 	decoder.UseNumber() // 1000000 is not 1e+06
-	err := decoder.Decode(&recorded)
-	*h = headers{}
-	add := func(name, value any) { http.Header(*h).Add(fmt.Sprint(name), fmt.Sprint(value)) }
-	switch recorded := recorded.(type) {
-	case []any:
-		for _, pair := range recorded {
-			add(pair.([]any)[0], pair.([]any)[1])
-		}
-	case map[string]any:
-		for name, value := range recorded {
-			values, ok := value.([]any)
-			if !ok {
-				values = []any{value}
-			}
-			for _, one := range values {
-				add(name, one)
-			}
-		}
-	}
-	return err
+	return decoder.Decode(into)
 }

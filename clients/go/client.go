@@ -32,29 +32,29 @@ const (
 // Record is what claim, run, claim_abandoned, lookup and replay tell of a key, each as much of it as it knows.
 type Record struct {
 	ID
-	Outcome            Outcome // of claim, run
-	Status             string  // of lookup
-	Token              int64   // an integer all the way: a float would be rounded some day, and its owner refused
-	Attempt            int     `json:"attempt"`
-	TakenOver          bool    `json:"taken_over"`
-	Abandoned          bool    `json:"abandoned"`
-	FingerprintChecked bool    `json:"fingerprint_checked"`
-	RecoveryPoint      string  `json:"recovery_point"`
-	LastError          string  `json:"last_error"`
-	Note               string  `json:"note"`
-	State              json.RawMessage
-	RetryAfterMS       int64       `json:"retry_after_ms"`
-	Rival              string      `json:"rival"`
-	CreatedAt          Time        `json:"created_at"`
-	CompletedAt        Time        `json:"completed_at"`
-	ExpiresAt          Time        `json:"expires_at"`
-	LockedUntil        Time        `json:"locked_until"`
-	RedactedAt         Time        `json:"redacted_at"`
-	ResponseStatus     int         `json:"response_status"`
-	ResponseHeaders    headers     `json:"response_headers"`
-	ResponseBody       string      `json:"response_body"`
-	ResponseBytes      hexadecimal `json:"response_bytes"`
-	EffectKey          string      `json:"-"` // of a Job: what the outside party is given
+	Outcome            Outcome         // of claim, run
+	Status             string          // of lookup
+	Token              int64           // an integer all the way: a float would be rounded some day, and its owner refused
+	Attempt            int             `json:"attempt"`
+	TakenOver          bool            `json:"taken_over"`
+	Abandoned          bool            `json:"abandoned"`
+	FingerprintChecked bool            `json:"fingerprint_checked"`
+	RecoveryPoint      string          `json:"recovery_point"`
+	LastError          string          `json:"last_error"`
+	Note               string          `json:"note"`
+	State              json.RawMessage // null without one
+	RetryAfterMS       int64           `json:"retry_after_ms"`
+	Rival              string          `json:"rival"`
+	CreatedAt          Time            `json:"created_at"`
+	CompletedAt        Time            `json:"completed_at"`
+	ExpiresAt          Time            `json:"expires_at"`
+	LockedUntil        Time            `json:"locked_until"`
+	RedactedAt         Time            `json:"redacted_at"`
+	ResponseStatus     int             `json:"response_status"`
+	ResponseHeaders    json.RawMessage `json:"response_headers"`
+	ResponseBody       string          `json:"response_body"`
+	ResponseBytes      string          `json:"response_bytes"` // as PostgreSQL writes it; Answer has the bytes
+	EffectKey          string          `json:"-"`              // of a Job: what the outside party is given
 }
 
 // Time is zero where it is not known, and where it is never.
@@ -77,18 +77,9 @@ type Request struct {
 // NoComparison takes a key for the same request, whatever it is used for.
 var NoComparison = Request{none: true}
 
-// Body is a request as it came over the wire, JSON or not. An empty body is []byte{}; nil is a request that was forgotten.
+// Body is a request as it came over the wire, JSON or not: bytes, so that JSON cannot be encoded twice. An empty body is []byte{}; nil is
+// a request that was forgotten.
 func Body(body []byte) Request { return Request{bytes: body} }
-
-// JSON is a request as a value. JSON text would be encoded twice, and have another fingerprint: it is given as Body.
-func JSON(value any) (Request, error) {
-	switch value.(type) {
-	case nil, string, []byte:
-		return Request{}, errors.New("idempotency: JSON takes a value, Body takes text")
-	}
-	encoded, err := json.Marshal(value)
-	return Body(encoded), err
-}
 
 // With adds path parameters, which belong to the request as its body does.
 func (r Request) With(params map[string]string) Request { r.params = params; return r }
@@ -119,10 +110,10 @@ func Args(args json.RawMessage) Option   { return option("args", "text::jsonb", 
 
 // The rows of a call. They travel as JSON, so that one way serves every call and driver. Every parameter is cast, so that prepared,
 // unprepared and pooled connections agree on its type.
-func rows[T any](ctx context.Context, db Querier, name string, first []Option, options []Option) (all []T, err error) {
+func rows[T any](ctx context.Context, db Querier, name string, options ...Option) (all []T, err error) {
 	var arguments []string
 	var values []any
-	for _, o := range append(first, options...) {
+	for _, o := range options {
 		values = append(values, o.values...)
 		arguments = append(arguments, o.name+" => "+o.expression)
 	}
@@ -130,50 +121,48 @@ func rows[T any](ctx context.Context, db Querier, name string, first []Option, o
 	for i := range values {
 		call = strings.Replace(call, "?", fmt.Sprintf("$%d", i+1), 1)
 	}
-	found, err := db.QueryContext(ctx, "SELECT to_json(result)::text FROM idempotency."+call+" AS result", values...)
+	found, err := db.QueryContext(ctx, "SELECT coalesce(to_json(result), 'null')::text FROM idempotency."+call+" AS result", values...)
 	if err != nil {
 		return nil, err
 	}
 	defer found.Close()
-	for found.Next() {
+	for found.Next() && err == nil {
 		text, row := []byte(nil), *new(T)
-		if err := found.Scan(&text); err != nil {
-			return nil, err
-		}
-		if text != nil { // a scalar can be NULL
-			if err := json.Unmarshal(text, &row); err != nil {
-				return nil, err
-			}
+		if err = found.Scan(&text); err == nil {
+			err = json.Unmarshal(text, &row)
 		}
 		all = append(all, row)
 	}
-	return all, found.Err()
+	if err == nil {
+		err = found.Err()
+	}
+	return all, err
 }
 
-// The first row of a call about one key. There is one, or an error, but of lookup and replay.
-func row[T any](ctx context.Context, db Querier, name string, id ID, options ...Option) (result T, err error) {
+// The row of a call about one key. There is one, or an error, but of lookup and replay.
+func row[T any](ctx context.Context, db Querier, name string, id ID, own []Option, options ...Option) (result T, err error) {
 	identity := []Option{option("scope", "text", id.Scope), option("operation", "text", id.Operation), option("key", "text", id.Key)}
-	all, err := rows[T](ctx, db, name, identity, options)
-	if len(all) > 0 {
+	all, err := rows[T](ctx, db, name, append(append(identity, own...), options...)...)
+	if err == nil && len(all) > 0 {
 		result = all[0]
 	}
 	return result, err
 }
 
 // fingerprint_bytes also takes what jsonb refuses, and of what it takes it is the fingerprint of the parsed request.
-func claiming(ctx context.Context, db Querier, name string, id ID, r Request, options []Option) (*Record, error) {
+func claiming(ctx context.Context, db Querier, name string, id ID, r Request, own, options []Option) (*Record, error) {
 	const digest = "idempotency.fingerprint_bytes(?::bytea)"
-	if r.bytes == nil && !r.none {
+	switch params, _ := json.Marshal(r.params); {
+	case r.none:
+	case r.bytes == nil:
 		return nil, errors.New("idempotency: the request is nil; say NoComparison if that is meant")
+	case len(r.params) > 0:
+		own = append(own, Option{"request", "jsonb_build_object('params', ?::text::jsonb, 'body', encode(" + digest + ", 'hex'))",
+			[]any{string(params), r.bytes}})
+	default:
+		own = append(own, Option{"fingerprint", digest, []any{r.bytes}})
 	}
-	if len(r.params) > 0 {
-		params, _ := json.Marshal(r.params)
-		options = append([]Option{{"request", "jsonb_build_object('params', ?::text::jsonb, 'body', encode(" + digest + ", 'hex'))",
-			[]any{string(params), r.bytes}}}, options...)
-	} else if !r.none {
-		options = append([]Option{{"fingerprint", digest, []any{r.bytes}}}, options...)
-	}
-	record, err := row[*Record](ctx, db, name, id, options...)
+	record, err := row[*Record](ctx, db, name, id, own, options...)
 	if err != nil {
 		return nil, err
 	}
@@ -184,72 +173,59 @@ func claiming(ctx context.Context, db Querier, name string, id ID, r Request, op
 	return nil, fmt.Errorf("idempotency: unknown outcome %q", record.Outcome) // never go on with it
 }
 
-func with(name, text string, options []Option) []Option {
-	return append([]Option{option(name, "text", text)}, options...)
-}
+func text(name, value string) []Option { return []Option{option(name, "text", value)} }
 
 func Claim(ctx context.Context, db Querier, id ID, request Request, options ...Option) (*Record, error) {
-	return claiming(ctx, db, "claim", id, request, options)
+	return claiming(ctx, db, "claim", id, request, nil, options)
 }
-
 func Run(ctx context.Context, db Querier, id ID, request Request, command string, options ...Option) (*Record, error) {
-	return claiming(ctx, db, "run", id, request, with("command", command, options))
+	return claiming(ctx, db, "run", id, request, text("command", command), options)
 }
-
 func Complete(ctx context.Context, db Querier, id ID, answer *Answer, options ...Option) (expires Time, err error) {
-	return row[Time](ctx, db, "complete", id, append(answer.options(), options...)...)
+	return row[Time](ctx, db, "complete", id, answer.options(), options...)
 }
-
-func Fail(ctx context.Context, db Querier, id ID, reason string, options ...Option) (bool, error) {
-	return row[bool](ctx, db, "fail", id, with("error", reason, options)...)
+func Fail(ctx context.Context, db Querier, id ID, reason string, options ...Option) error {
+	_, err := row[bool](ctx, db, "fail", id, text("error", reason), options...)
+	return err
 }
-
-func RecordFailure(ctx context.Context, db Querier, id ID, reason string, options ...Option) (bool, error) {
-	return row[bool](ctx, db, "record_failure", id, with("error", reason, options)...)
+func RecordFailure(ctx context.Context, db Querier, id ID, reason string, options ...Option) (recorded bool, err error) {
+	return row[bool](ctx, db, "record_failure", id, text("error", reason), options...)
 }
-
 func Hold(ctx context.Context, db Querier, id ID, reason string, options ...Option) (token int64, err error) {
-	return row[int64](ctx, db, "hold", id, with("reason", reason, options)...)
+	return row[int64](ctx, db, "hold", id, text("reason", reason), options...)
 }
-
 func Extend(ctx context.Context, db Querier, id ID, options ...Option) (until Time, err error) {
-	return row[Time](ctx, db, "extend", id, options...)
+	return row[Time](ctx, db, "extend", id, nil, options...)
 }
-
 func Checkpoint(ctx context.Context, db Querier, id ID, recoveryPoint string, options ...Option) (until Time, err error) {
-	return row[Time](ctx, db, "checkpoint", id, with("recovery_point", recoveryPoint, options)...)
+	return row[Time](ctx, db, "checkpoint", id, text("recovery_point", recoveryPoint), options...)
 }
-
-func Release(ctx context.Context, db Querier, id ID, options ...Option) (bool, error) {
-	return row[bool](ctx, db, "release", id, options...)
+func Release(ctx context.Context, db Querier, id ID, options ...Option) error {
+	_, err := row[bool](ctx, db, "release", id, nil, options...)
+	return err
 }
-
 func EffectKey(ctx context.Context, db Querier, id ID, step string) (string, error) {
-	return row[string](ctx, db, "effect_key", id, with("step", step, nil)...)
+	return row[string](ctx, db, "effect_key", id, text("step", step))
 }
 
 // Once is true the first time. It asks for the transaction of the event's work: by itself it would remember what nobody did, the
 // more so as database/sql sends a statement again whose answer lib/pq has lost.
 func Once(ctx context.Context, tx *sql.Tx, id ID, options ...Option) (bool, error) {
-	return row[bool](ctx, tx, "once", id, options...)
+	return row[bool](ctx, tx, "once", id, nil, options...)
 }
 
 // Replay has the recorded answer, or is nil. Nil is never a permission to do the work.
 func Replay(ctx context.Context, db Querier, id ID) (*Record, error) {
-	return row[*Record](ctx, db, "replay", id)
+	return row[*Record](ctx, db, "replay", id, nil)
 }
 
 // Lookup is what is known of a key, or nil: which does not mean that nobody is at it.
 func Lookup(ctx context.Context, db Querier, id ID) (*Record, error) {
-	return row[*Record](ctx, db, "lookup", id)
+	return row[*Record](ctx, db, "lookup", id, nil)
 }
 
-// ClaimAbandoned takes over what others have left behind. The token of each is in its record.
+// ClaimAbandoned takes over what others have left behind. Each has its token.
 func ClaimAbandoned(ctx context.Context, db Querier, operation string, maxRows int, options ...Option) ([]*Record, error) {
-	first := []Option{option("operation", "text", operation), option("max_rows", "int", maxRows)}
-	claims, err := rows[*Record](ctx, db, "claim_abandoned", first, options)
-	for _, claim := range claims {
-		claim.Outcome = Claimed
-	}
-	return claims, err
+	own := append(text("operation", operation), option("max_rows", "int", maxRows))
+	return rows[*Record](ctx, db, "claim_abandoned", append(own, options...)...)
 }

@@ -29,7 +29,10 @@ var kinds = map[string]Kind{
 
 var lost = []error{driver.ErrBadConn, sql.ErrConnDone, sql.ErrTxDone, io.EOF, io.ErrUnexpectedEOF, context.Canceled}
 
-// SQLState finds the code in errors of lib/pq and pgx, however they are wrapped.
+// The error of lib/pq or pgx, however it is wrapped.
+func coded(err error) (e interface{ SQLState() string }) { errors.As(err, &e); return e }
+
+// SQLState is the code of a server's error, or "".
 func SQLState(err error) string {
 	if e := coded(err); e != nil {
 		return e.SQLState()
@@ -37,15 +40,11 @@ func SQLState(err error) string {
 	return ""
 }
 
-func coded(err error) (e interface{ SQLState() string }) { errors.As(err, &e); return e }
-
 // KindOf tells an error by its SQLSTATE, or the class of it, or as a lost connection. A request that was given up counts as one.
 func KindOf(err error) Kind {
 	if state := SQLState(err); len(state) == 5 {
-		for _, known := range []string{state, state[:2]} {
-			if kind, ok := kinds[known]; ok {
-				return kind
-			}
+		if kind := kinds[state] + kinds[state[:2]]; kind != "" { // of the code, or of its class
+			return kind
 		}
 		return Other
 	}

@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
-	"time"
 )
 
 // API serves the header Idempotency-Key (draft-ietf-httpapi-idempotency-key-header-07). No answer is sent before COMMIT has succeeded, so
@@ -21,19 +20,17 @@ type API struct {
 	DB             *sql.DB
 	Scope          func(*http.Request) string // the account that was authenticated
 	Documentation  string                     // a URL, for problems and 400
-	Methods        []string                   // others are not touched; POST and PATCH where nil
+	Methods        string                     // others are not touched; "POST PATCH" where ""
 	Optional       bool                       // a request without a key is not touched
 	LifetimeHeader bool                       // Idempotency-Key-Expires, with what is recorded or replayed
 	MaxBody        int64                      // bytes; 8 MB where 0
 }
 
-type problem struct {
+// The draft has the first three titles. Who gets a Retry-After may send the same request again; nobody else is invited to.
+var problems = map[string]struct {
 	status        int
 	title, detail string
-}
-
-// The draft has the first three titles. Who gets a Retry-After may send the same request again; nobody else is invited to.
-var problems = map[string]problem{
+}{
 	"missing":     {400, "Idempotency-Key is missing", "This operation needs the header Idempotency-Key: one key for each intent."},
 	"mismatch":    {422, "Idempotency-Key is already used", "The key was used for another request, which may have taken effect."},
 	"in-progress": {409, "A request is outstanding for this Idempotency-Key", "A request with this key is being processed."},
@@ -49,7 +46,7 @@ var problemOf = map[Kind]string{
 	IsHeld: "held", Redacted: "redacted", TooLarge: "too-large",
 }
 
-func (a *API) problem(name string, retryAfter time.Duration) *Answer {
+func (a *API) problem(name string, retryAfterMS int64) *Answer {
 	documentation, p := a.Documentation, problems[name]
 	if documentation == "" {
 		documentation = "https://developer.example.com/idempotency"
@@ -60,7 +57,7 @@ func (a *API) problem(name string, retryAfter time.Duration) *Answer {
 		answer.Header.Set("Link", fmt.Sprintf(`<%s>; rel="describedby"; type="text/html"`, documentation))
 	}
 	if name == "in-progress" || name == "unavailable" {
-		answer.Header.Set("Retry-After", fmt.Sprint(int64(1+(retryAfter-1)/time.Second))) // rounded up, and at least 1
+		answer.Header.Set("Retry-After", fmt.Sprint(1+(retryAfterMS-1)/1000)) // rounded up, and at least 1
 	}
 	return answer
 }
@@ -87,12 +84,12 @@ func ParseKey(lines []string) (key, problem string) {
 	return key, ""
 }
 
-// What a handler below Once works with.
-type workKey struct{}
+// What a handler below Once works with, in its context, and how it failed.
 type work struct {
 	tx  *sql.Tx
 	err error
 }
+type workKey struct{}
 
 // Tx is the transaction of the claim, in which a handler below Once works; nil where the request is not touched.
 func Tx(ctx context.Context) *sql.Tx {
@@ -102,8 +99,8 @@ func Tx(ctx context.Context) *sql.Tx {
 	return nil
 }
 
-// HandlerFunc is a handler that can fail. What it has written is thrown away then, and the error decides: a serialization failure
-// runs it again, a lost database is a 503, any other error a 500, which is logged.
+// HandlerFunc is a handler that can fail. What it has written is thrown away then, and the error decides: an *Answer is sent and not
+// recorded, a serialization failure runs the handler again, a lost database is a 503, and anything else is logged and a 500.
 type HandlerFunc func(http.ResponseWriter, *http.Request) error
 
 func (fn HandlerFunc) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -111,60 +108,59 @@ func (fn HandlerFunc) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if work, ok := r.Context().Value(workKey{}).(*work); ok {
 		work.err = err
 	} else if err != nil {
-		failed(r, err).ServeHTTP(w, r)
+		new(API).answerTo(r, err).ServeHTTP(w, r)
 	}
 }
 
-func failed(r *http.Request, err error) *Answer {
+func (a *API) answerTo(r *http.Request, err error) (answer *Answer) {
+	if errors.As(err, &answer) {
+		return answer
+	} else if name, ok := problemOf[KindOf(err)]; ok {
+		return a.problem(name, 1)
+	}
 	log.Printf("%s %s: %v", r.Method, r.URL.Path, err)
 	return &Answer{Status: http.StatusInternalServerError}
 }
-
-var errUndone = errors.New("an answer that is not recorded")
 
 // Once wraps the handler of a route, such as "/orders/{id}": claim, handler and recording are one transaction. The handler may be run
 // again after a serialization failure, each time with the body as it came. An answer of 500 and more undoes everything.
 func (a *API) Once(template string, options ...Option) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
-		return a.route(template, next, func(r *http.Request, id ID, request Request) (answer *Answer, err error) {
-			err = Transaction(r.Context(), a.DB, func(tx *sql.Tx) error {
-				claim, err := capped(r.Context(), a.DB, tx, id, request, options)
+		return a.route(template, next, func(ctx context.Context, r *http.Request, id ID, request Request) (answer *Answer, err error) {
+			err = Transaction(ctx, a.DB, func(tx *sql.Tx) error {
+				claim, err := capped(ctx, a.DB, tx, id, request, options)
 				if err != nil || claim.Outcome != Claimed {
 					answer = a.withoutWork(claim)
 					return err
 				}
-				w, work := &capture{header: http.Header{}}, &work{tx: tx}
-				again := r.WithContext(context.WithValue(r.Context(), workKey{}, work))
+				w, work := &capture{Answer: Answer{Header: http.Header{}}}, &work{tx: tx}
+				again := r.WithContext(context.WithValue(ctx, workKey{}, work))
 				again.Body = io.NopCloser(bytes.NewReader(request.bytes))
 				next.ServeHTTP(w, again)
 				w.WriteHeader(http.StatusOK) // where it has not said another
-				if answer = &w.Answer; work.err == nil && answer.Status >= 500 {
-					work.err = errUndone
-				}
-				if work.err != nil {
+				if answer = &w.Answer; work.err != nil {
 					return work.err
+				} else if answer.Status >= 500 {
+					return answer
 				}
-				expires, err := Complete(r.Context(), tx, id, answer)
-				a.expiring(answer, expires)
+				expires, err := Complete(ctx, tx, id, answer)
+				answer = a.expiring(answer, expires)
 				return err
 			})
-			if err == errUndone {
-				err = nil
-			}
 			return answer, err
 		})
 	}
 }
 
-// Leased is the handler of a route whose work leaves the database. The state is what the work needs, without the request; where
-// it cannot be made the request is answered by refusal, and the key is not used.
-func (a *API) Leased(template string, job Job, state func(*http.Request) (state any, refusal *Answer), options ...Option) http.Handler {
-	return a.route(template, http.NotFoundHandler(), func(r *http.Request, id ID, request Request) (*Answer, error) {
-		state, refusal := state(r)
-		if refusal != nil {
-			return refusal, nil
+// Leased is the handler of a route whose work leaves the database. The state is what the work needs, without the request; where it
+// cannot be made the error, such as an *Answer, is answered, and the key is not used.
+func (a *API) Leased(template string, job Job, state func(*http.Request) (any, error), options ...Option) http.Handler {
+	return a.route(template, http.NotFoundHandler(), func(ctx context.Context, r *http.Request, id ID, request Request) (*Answer, error) {
+		state, err := state(r)
+		if err != nil {
+			return nil, err
 		}
-		claim, answer, err := RunLeased(r.Context(), a.DB, id, request, state, job, options...)
+		claim, answer, err := RunLeased(ctx, a.DB, id, request, state, job, options...)
 		if answer == nil {
 			answer = a.withoutWork(claim)
 		}
@@ -177,13 +173,13 @@ func (a *API) withoutWork(claim *Record) *Answer {
 	case claim == nil: // there is an error
 		return nil
 	case claim.Outcome == Replayed:
-		answer := claim.Answer()
+		answer := a.expiring(claim.Answer(), claim.ExpiresAt)
 		answer.Header.Set("Idempotent-Replayed", "true")
-		return a.expiring(answer, claim.ExpiresAt)
+		return answer
 	case claim.Outcome == InProgress:
-		return a.problem("in-progress", time.Duration(claim.RetryAfterMS)*time.Millisecond)
+		return a.problem("in-progress", claim.RetryAfterMS)
 	case claim.Outcome == Failed:
-		return a.problem("unavailable", time.Second)
+		return a.problem("unavailable", 1)
 	}
 	return a.problem(string(claim.Outcome), 0) // mismatch, held
 }
@@ -195,42 +191,39 @@ func (a *API) expiring(answer *Answer, at Time) *Answer {
 	return answer
 }
 
-func (a *API) route(template string, next http.Handler, do func(*http.Request, ID, Request) (*Answer, error)) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		lines := r.Header.Values("Idempotency-Key")
-		methods := append([]string{}, a.Methods...)
-		if len(methods) == 0 {
-			methods = []string{http.MethodPost, http.MethodPatch}
-		}
-		if !strings.Contains(" "+strings.Join(methods, " ")+" ", " "+r.Method+" ") || a.Optional && len(lines) == 0 {
-			next.ServeHTTP(w, r)
-			return
-		}
-		a.answer(w, r, lines, template, do).ServeHTTP(w, r)
-	})
-}
-
-func (a *API) answer(w http.ResponseWriter, r *http.Request, lines []string, template string, do func(*http.Request, ID, Request) (*Answer, error)) *Answer {
-	key, name := ParseKey(lines)
-	if name != "" {
-		return a.problem(name, 0)
+// What both kinds of routes have around them.
+func (a *API) route(template string, next http.Handler, do func(context.Context, *http.Request, ID, Request) (*Answer, error)) http.Handler {
+	methods, most := a.Methods, a.MaxBody
+	if methods == "" {
+		methods = "POST PATCH"
 	}
-	most := a.MaxBody
 	if most == 0 {
 		most = 8 << 20
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, most))
-	if err != nil {
-		return &Answer{Status: http.StatusRequestEntityTooLarge}
-	}
-	r.Body = io.NopCloser(bytes.NewReader(body))
-	answer, err := do(r, ID{a.Scope(r), r.Method + " " + template, key}, Body(body).With(parameters(template, r.URL)))
-	if name, ok := problemOf[KindOf(err)]; ok {
-		return a.problem(name, time.Second)
-	} else if err != nil {
-		return failed(r, err)
-	}
-	return answer
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		lines := r.Header.Values("Idempotency-Key")
+		if !strings.Contains(methods, r.Method) || a.Optional && len(lines) == 0 {
+			next.ServeHTTP(w, r)
+			return
+		}
+		key, name := ParseKey(lines)
+		if name != "" {
+			a.problem(name, 0).ServeHTTP(w, r)
+			return
+		}
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, most))
+		if err != nil {
+			w.WriteHeader(http.StatusRequestEntityTooLarge)
+			return
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		id, request := ID{a.Scope(r), r.Method + " " + template, key}, Body(body).With(parameters(template, r.URL))
+		answer, err := do(r.Context(), r, id, request)
+		if err != nil {
+			answer = a.answerTo(r, err)
+		}
+		answer.ServeHTTP(w, r)
+	})
 }
 
 // The parts of the path that stand where the template has {name}.
@@ -245,22 +238,19 @@ func parameters(template string, u *url.URL) map[string]string {
 }
 
 // What a handler writes, kept instead of sent.
-type capture struct {
-	Answer
-	header http.Header
-}
+type capture struct{ Answer }
 
-func (c *capture) Header() http.Header { return c.header }
+func (c *capture) Header() http.Header { return c.Answer.Header }
 
 func (c *capture) WriteHeader(status int) {
 	if c.Status == 0 {
-		c.Status, c.Answer.Header = status, c.header.Clone()
+		c.Status = status
 	}
 }
 
 func (c *capture) Write(part []byte) (int, error) {
-	if _, ok := c.header["Content-Type"]; !ok && c.Status == 0 && c.header.Get("Content-Encoding") == "" {
-		c.header.Set("Content-Type", http.DetectContentType(part)) // as net/http would do
+	if c.Answer.Header["Content-Type"] == nil && len(c.Body) == 0 && c.Answer.Header["Content-Encoding"] == nil {
+		c.Answer.Header.Set("Content-Type", http.DetectContentType(part)) // as net/http would do
 	}
 	c.WriteHeader(http.StatusOK)
 	c.Body = append(c.Body, part...)

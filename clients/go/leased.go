@@ -55,12 +55,9 @@ func capped(ctx context.Context, pool *sql.DB, db Querier, id ID, request Reques
 func RunLeased(ctx context.Context, db *sql.DB, id ID, request Request, state any, job Job, options ...Option) (claim *Record, answer *Answer, err error) {
 	ctx = detached{ctx}
 	encoded, err := json.Marshal(state)
-	if err != nil {
-		return nil, nil, err
-	}
 	attempt := make([]byte, 16) // if the answer to the claim is lost, the same id gets the same token
-	if _, err = rand.Read(attempt); err != nil {
-		return nil, nil, err
+	if _, e := rand.Read(attempt); e != nil || err != nil {
+		return nil, nil, fmt.Errorf("idempotency: no state (%v), or no random number (%v)", err, e)
 	}
 	options = append([]Option{Lease(job.Lease), State(encoded), ClaimID(fmt.Sprintf("%x", attempt))}, options...)
 	err = Again(ctx, func() (err error) { claim, err = capped(ctx, db, db, id, request, options); return }, Unavailable, Retry)
@@ -102,10 +99,9 @@ func finish(ctx context.Context, db *sql.DB, claim *Record, job Job) (answer *An
 		claim.Outcome, claim.LastError = outcome, why.Error()
 		err := Again(ctx, func() (err error) {
 			if outcome == Failed {
-				_, err = Fail(ctx, db, claim.ID, why.Error(), Token(claim.Token))
-			} else {
-				_, err = Hold(ctx, db, claim.ID, why.Error(), Token(claim.Token))
+				return Fail(ctx, db, claim.ID, why.Error(), Token(claim.Token))
 			}
+			_, err = Hold(ctx, db, claim.ID, why.Error(), Token(claim.Token))
 			return err
 		}, Unavailable, Retry)
 		if KindOf(err).in(StaleClaim, NotClaimed, IsHeld) {

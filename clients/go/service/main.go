@@ -80,7 +80,7 @@ func problem(status int, title string) *idempotency.Answer {
 }
 
 // The body as an object; needed has to be in it.
-func parse(r *http.Request, into any, needed string) *idempotency.Answer {
+func parse(r *http.Request, into any, needed string) error {
 	body, err := io.ReadAll(r.Body)
 	must(err)
 	var members map[string]json.RawMessage
@@ -105,9 +105,8 @@ func order(w http.ResponseWriter, r *http.Request) error {
 		Item    int64
 		PauseMS int64 `json:"pause_ms"`
 	}
-	if refusal := parse(r, &asked, "item"); refusal != nil {
-		refusal.ServeHTTP(w, r)
-		return nil
+	if err := parse(r, &asked, "item"); err != nil {
+		return err
 	}
 	if r.Header.Get("X-Fail") == "refuse" {
 		idempotency.JSONAnswer(http.StatusPaymentRequired, map[string]any{"refused": true}).ServeHTTP(w, r)
@@ -136,13 +135,11 @@ func order(w http.ResponseWriter, r *http.Request) error {
 
 func refund(w http.ResponseWriter, r *http.Request) error {
 	order, err := strconv.ParseInt(strings.Split(r.URL.Path, "/")[2], 10, 32)
-	refusal := parse(r, &struct{}{}, "")
 	if err != nil {
-		refusal = problem(http.StatusBadRequest, "No such order")
+		return problem(http.StatusBadRequest, "No such order")
 	}
-	if refusal != nil {
-		refusal.ServeHTTP(w, r)
-		return nil
+	if err := parse(r, &struct{}{}, ""); err != nil {
+		return err
 	}
 	id, err := insert(r, order)
 	idempotency.JSONAnswer(http.StatusCreated, map[string]any{"refund": id}).ServeHTTP(w, r)
@@ -174,12 +171,12 @@ type chargeState struct {
 	Amount  int64  `json:"amount"`
 }
 
-func stateOfCharge(r *http.Request) (any, *idempotency.Answer) {
+func stateOfCharge(r *http.Request) (any, error) {
 	state := chargeState{Account: user(r)}
 	asked := struct{ Amount int64 }{}
-	refusal := parse(r, &asked, "amount")
+	err := parse(r, &asked, "amount")
 	state.Amount = asked.Amount
-	return state, refusal
+	return state, err
 }
 
 // A request that did not reach the network has had no effect; of any other error nobody knows.
