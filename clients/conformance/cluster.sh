@@ -6,7 +6,7 @@
 # Sourced after scripts/common.sh, with "root", "here" and "work" set.
 # shellcheck disable=SC2154,SC2094  # variables of the caller; service.log is only appended to
 
-hosts=()
+started=()
 databases=0
 
 # A server that runs as somebody other than root and listens on a socket below
@@ -41,7 +41,7 @@ stop_all()
 {
 	local pid
 
-	for pid in "${hosts[@]}"; do
+	for pid in "${started[@]}"; do
 		kill "$pid" 2>/dev/null && wait "$pid" 2>/dev/null
 	done
 	[ ! -e "$work/server/data/postmaster.pid" ] ||
@@ -50,7 +50,8 @@ stop_all()
 
 # conform NAME VIA COMMAND... [-- OPTION...]: run all cases, or those that the
 # options choose, against a service in a database of its own. Prints what
-# "conformance" prints, and appends its JSON line to $work/results.
+# "conformance" prints, and appends its JSON line to $work/results. Returns 1 if a
+# case failed, 2 if the service did not start.
 conform()
 {
 	local name=$1 via=$2 command=() pid status=0 output options=() said url host
@@ -65,22 +66,24 @@ conform()
 	databases=$((databases + 1))
 	said=$work/host.$databases
 	output=$work/output.$databases
-	"$bindir/createdb" "conformance_$databases"
+	"$bindir/createdb" "conformance_$databases" || die "could not make a database"
 	PGDATABASE=conformance_$databases "$here/host" "${options[@]}" --log "$work/service.log" -- "${command[@]}" \
 		>"$said" 2>>"$work/service.log" &
 	pid=$!
-	hosts+=("$pid")
+	started+=("$pid")
 	until [ -s "$said" ]; do
 		if ! kill -0 "$pid" 2>/dev/null; then
 			tail -n 20 "$work/service.log"
-			say "FAILED $name $via: the service did not start; see the end of its log above"
-			return 1
+			say "The service $name, $via, did not start; see the end of its log above"
+			return 2
 		fi
 		sleep 0.1
 	done
 	host=$(sed 's/.*"host": "\([^"]*\)".*/\1/' "$said")
 	url=$(sed 's/.*"service": "\([^"]*\)".*/\1/' "$said")
-	"$here/conformance" --url "$url" --host "$host" --name "$name" --via "$via" "$@" >"$output" || status=$?
+	"$here/conformance" --url "$url" --host "$host" --name "$name" --via "$via" "$@" >"$output" &
+	started+=("$!") # not in the foreground, where a signal would have to wait for it
+	wait "$!" || status=$?
 	kill "$pid"
 	wait "$pid" || true
 	grep -v '^{' "$output" || true

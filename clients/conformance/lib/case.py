@@ -1,7 +1,7 @@
 """What a case is: a function that raises when it is not so.
 
-Cases register themselves in the order of the files. Each uses accounts and keys of its own, so that none depends on what an earlier
-one left behind, and counts what was done through the service's own GET, or through the host.
+Cases register themselves in the order of the files. Each uses accounts and keys of its own, so that none depends on what
+an earlier one left behind, and counts what was done through the service's own GET, or through the host.
 """
 
 import time
@@ -19,18 +19,14 @@ def case(name, host=False):
     return register
 
 
-class NotApplicable(Exception):
-    """The case says nothing about this service; why is its text."""
-
-
 def expect(condition, why):
     if not condition:
         raise AssertionError(str(why))
 
 
-def wait_for(what, look, patience=PATIENCE):
+def wait_for(what, look):
     """Looks until there is something to see."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + PATIENCE[0]
     while True:
         seen = look()
         if seen:
@@ -96,7 +92,8 @@ def expect_created(answer, replayed=None):
 def expect_problem(answer, status, kind, title=None):
     """problem+json with the type #kind; and Retry-After where it is promised, and only there."""
     expect(answer.status == status, f'expected {status} #{kind}, not {answer}')
-    expect((answer.get('Content-Type') or '').startswith('application/problem+json'), f'Content-Type: {answer.get("Content-Type")}')
+    content_type = answer.get('Content-Type') or ''
+    expect(content_type.startswith('application/problem+json'), f'Content-Type: {content_type}')
     problem = answer.json()
     expect(str(problem.get('type', '')).endswith('#' + kind), f'type {problem.get("type")}, expected #{kind}')
     expect(problem.get('title') == title if title else problem.get('title'), f'title: {problem.get("title")!r}')

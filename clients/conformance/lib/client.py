@@ -1,7 +1,8 @@
 """HTTP on raw sockets.
 
-A test of header lines, duplicates, odd bytes and unfinished answers cannot use a library that tidies them up. One connection
-for each request; a request can be sent now and its answer read later, so that fifty of them are under way without a thread.
+A test of header lines, duplicates, odd bytes and unfinished answers cannot use a library that tidies them up. One
+connection for each request; a request can be sent now and its answer read later, so that fifty of them are under way
+without a thread.
 """
 
 import json
@@ -10,7 +11,7 @@ import socket
 import time
 from urllib.parse import urlsplit
 
-PATIENCE = 90  # seconds until an answer that does not come is a failure; not a speed that is asked for
+PATIENCE = [90]  # seconds until what does not come is a failure; not a speed that is asked for
 
 
 class NoAnswer(Exception):
@@ -47,7 +48,7 @@ class Exchange:
 
     def __init__(self, address, data):
         try:
-            self.socket = socket.create_connection(address, timeout=PATIENCE)
+            self.socket = socket.create_connection(address, timeout=PATIENCE[0])
         except OSError as error:
             raise NoAnswer(f'cannot connect to {address}: {error}') from None
         self.buffer = b''
@@ -60,8 +61,8 @@ class Exchange:
         """Is there anything of the answer, or its end, after so long?"""
         return bool(select.select([self.socket], [], [], seconds)[0])
 
-    def answer(self, patience=PATIENCE):
-        deadline = time.monotonic() + patience
+    def answer(self):
+        deadline = time.monotonic() + PATIENCE[0]
         try:
             while True:
                 head = self._until(b'\r\n\r\n', deadline)
@@ -137,8 +138,8 @@ class Client:
             body = json.dumps(body).encode()
             if not any(name == 'Content-Type' for name, _ in headers):
                 headers = [('Content-Type', 'application/json'), *headers]
-        lines = [f'{method} {self.prefix}{path} HTTP/1.1', f'Host: {self.address[0]}:{self.address[1]}', 'Connection: close']
-        data = '\r\n'.join(lines).encode() + b'\r\n'
+        host, port = self.address
+        data = f'{method} {self.prefix}{path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n'.encode()
         for name, value in headers:
             data += name.encode() + b': ' + (value if isinstance(value, bytes) else value.encode()) + b'\r\n'
         if body is not None or method != 'GET':

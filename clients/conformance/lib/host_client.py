@@ -39,7 +39,7 @@ class Host:
         self.ask('POST', '/database', do=do)
 
     def fault(self, do, point, *needles):
-        """What the proxy does once, at the COMMIT of a transaction in which all needles were sent: cut or hold it, before or after."""
+        """Cut or hold, once, before or after the COMMIT of the transaction in which all needles were sent."""
         self.ask('POST', '/fault', do=do, point=point, needles=needles)
 
     def wait_for_fault(self):

@@ -13,7 +13,7 @@ def summary(name, via, results):
 
 
 def table(runs):
-    """Markdown: a row for each case, a column for each service. A cell is about all runs of the service, direct and pooled."""
+    """Markdown: a row for each case, a column for each service, whose cell is about all its runs, direct and pooled."""
     names = list(dict.fromkeys(run['name'] for run in runs))
     cases = list(dict.fromkeys(case for run in runs for case in run['cases']))
     lines = ['| case | ' + ' | '.join(names) + ' |', '|---' * (len(names) + 1) + '|']

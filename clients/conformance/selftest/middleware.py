@@ -39,11 +39,13 @@ class Undone(Exception):
 
 
 def is_lost(error):
-    return isinstance(error, LOST) and (error.pgcode is None or error.pgcode[:2] in ('08', '57') or error.pgcode in ('53300', '25006'))
+    code = error.pgcode or '08'
+    return isinstance(error, LOST) and (code[:2] in ('08', '57') or code in ('53300', '25006'))
 
 
 class Pool:
-    def __init__(self, size):
+    def __init__(self, size, broken):
+        self.broken = broken
         self.free = queue.LifoQueue()
         for _ in range(size):
             self.free.put(None)
@@ -52,7 +54,7 @@ class Pool:
     @contextmanager
     def cursor(self):
         """In a transaction."""
-        connection = self.free.get(timeout=300)
+        connection = self.free.get(timeout=0.001 if self.broken == 'pool' else 300)
         try:
             if connection is None:
                 connection = psycopg2.connect('')
@@ -65,13 +67,13 @@ class Pool:
         finally:
             self.free.put(connection)
 
-    def transaction(self, work, attempts=5, broken=None):
+    def transaction(self, work, attempts=5):
         for attempt in range(1, attempts + 1):
             try:
                 with self.cursor() as cursor:
                     return work(cursor)
             except CONFLICTS:
-                if attempt == attempts or broken == 'conflicts':
+                if attempt == attempts or self.broken == 'conflicts':
                     raise
                 time.sleep(random.uniform(0, 0.05) * attempt)
 
@@ -86,9 +88,11 @@ class Idempotency:
             return 'fingerprint => NULL', ()
         if self.broken == 'jsonb':
             return 'request => %s::jsonb', (body.decode(errors='replace') or None,)
+        if self.broken == 'spelling':
+            return 'fingerprint => sha256(%s::bytea)', (body,)
         if params and self.broken != 'params':
-            return ("request => jsonb_build_object('params', %s::jsonb, 'body', encode(idempotency.fingerprint_bytes(%s::bytea), 'hex'))",
-                    (json.dumps(params), body))
+            return ('''request => jsonb_build_object('params', %s::jsonb,
+                            'body', encode(idempotency.fingerprint_bytes(%s::bytea), 'hex'))''', (json.dumps(params), body))
         return 'fingerprint => idempotency.fingerprint_bytes(%s::bytea)', (body,)
 
     def answers(self):
@@ -97,16 +101,15 @@ class Idempotency:
 
     def same_transaction(self, id, body, params, wait, handler, send):
         """send(answer) after COMMIT."""
-        identity = id
-
         def work(cursor):
             if self.broken == 'replay':
                 return handler(cursor)
             comparison, values = self.fingerprint(body, params)
             waits = wait and (self.broken == 'cap' or self.pool.waiters.acquire(blocking=False))
             try:
-                cursor.execute(f'SELECT {OUTCOME} FROM idempotency.claim(%s, %s, %s, {comparison}, wait => %s::interval)',
-                               (*identity, *values, self.wait if waits else None))
+                cursor.execute(
+                    f'SELECT {OUTCOME} FROM idempotency.claim(%s, %s, %s, {comparison}, wait => %s::interval)',
+                    (*id, *values, self.wait if waits else None))
             finally:
                 if waits and self.broken != 'cap':
                     self.pool.waiters.release()
@@ -117,7 +120,7 @@ class Idempotency:
             if answer.status >= 500 and self.broken != 'record-5xx':
                 raise Undone(answer)
             if answer.status < 400 or self.broken != 'refusals':
-                self.complete(cursor, identity, answer)
+                self.complete(cursor, id, answer)
             else:
                 raise Undone(answer)
             if self.broken == 'hold-back-answer':
@@ -125,13 +128,15 @@ class Idempotency:
             return answer
 
         with self.answers() as answers:
-            answers.answer = self.pool.transaction(work, broken=self.broken)
+            answers.answer = self.pool.transaction(work)
         send(answers.answer)
 
     def complete(self, cursor, id, answer, token=None):
         headers, text, binary = to_record(answer, self.broken)
-        cursor.execute('SELECT idempotency.complete(%s, %s, %s, %s, %s, %s::jsonb, %s::bytea, token => %s, refuse_repeat => %s)',
-                       (*id, answer.status, text, headers, binary, token, self.broken != 'refuse-repeat'))
+        cursor.execute('SELECT idempotency.complete(%s, %s, %s, %s, %s, %s::jsonb, %s::bytea,'
+                       ' token => %s, refuse_repeat => %s, ttl => %s::interval)',
+                       (*id, answer.status, text, headers, binary, token, self.broken != 'refuse-repeat',
+                        '1 ms' if self.broken == 'forgetful' else None))
 
     def without_work(self, claim):
         outcome, status, text, binary, headers, retry_after_ms = claim[:6]
@@ -157,8 +162,9 @@ class Idempotency:
             cursor.execute(
                 f'''SELECT {OUTCOME}, token, idempotency.effect_key(%s, %s, %s, 'charge')
                       FROM idempotency.claim(%s, %s, %s, {comparison}, lease => %s::interval, claim_id => %s::uuid,
-                                             hold_if_abandoned => false, state => %s::jsonb)''',
-                (*id, *id, *values, self.lease, str(uuid.uuid4()) if self.broken == 'claim-id' else claim_id, json.dumps(state)))
+                                             hold_if_abandoned => %s, state => %s::jsonb)''',
+                (*id, *id, *values, self.lease, str(uuid.uuid4()) if self.broken == 'claim-id' else claim_id,
+                 self.broken == 'take-over', json.dumps(state)))
             return cursor.fetchone()
 
         with self.answers() as answers:
@@ -178,14 +184,16 @@ class Idempotency:
         try:
             value = work(str(uuid.uuid4()) if self.broken == 'effect-key' else effect_key, state)
         except NothingHappened:
-            end('fail(%s, %s, %s, token => %s)')
+            if self.broken != 'fail':
+                end('fail(%s, %s, %s, token => %s)')
             raise Problem(503, 'unavailable', 'Nothing happened; try again.', 1) from None
         except Refused as refused:
+            answer = refused.answer
             if self.broken == 'refusals':
                 end('fail(%s, %s, %s, token => %s)')
             else:
-                self.pool.transaction(lambda cursor: self.complete(cursor, id, refused.answer, token))
-            return refused.answer
+                self.pool.transaction(lambda cursor: self.complete(cursor, id, answer, token))
+            return answer
         except Exception as error:
             if self.broken == 'hold':
                 end('fail(%s, %s, %s, token => %s)')
@@ -207,17 +215,19 @@ class Idempotency:
         return answer
 
     def heartbeat(self, id, token, stop):
-        while not stop.wait(1):
+        while not stop.wait(1) and self.broken != 'heartbeat':
             try:
-                self.pool.transaction(lambda c: c.execute('SELECT idempotency.extend(%s, %s, %s, token => %s)', (*id, token)))
+                self.pool.transaction(
+                    lambda cursor: cursor.execute('SELECT idempotency.extend(%s, %s, %s, token => %s)', (*id, token)))
             except psycopg2.Error:
                 pass  # the completion will be told
 
     def completer(self, operation, work, book):
         """Drives on what a killed process left behind."""
         def take(cursor):
-            cursor.execute('''SELECT scope, operation, key, token, idempotency.effect_key(scope, operation, key, 'charge'), state
-                                FROM idempotency.claim_abandoned(%s, lease => %s::interval, max_rows => 1)''', (operation, self.lease))
+            cursor.execute(
+                '''SELECT scope, operation, key, token, idempotency.effect_key(scope, operation, key, 'charge'), state
+                     FROM idempotency.claim_abandoned(%s, lease => %s::interval, max_rows => 1)''', (operation, self.lease))
             return cursor.fetchall()
         while self.broken != 'completer':
             try:
@@ -225,6 +235,8 @@ class Idempotency:
                     self.finish((scope, operation, key), token, effect_key, state, work, book)
             except Exception as error:
                 print(f'completer: {error!r}', flush=True)
+                if self.broken == 'completer-dies':
+                    return
             time.sleep(0.5)
 
 

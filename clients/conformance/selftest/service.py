@@ -21,14 +21,24 @@ from shop_http import Answer, Problem, key_of
 
 BROKEN = sys.argv[sys.argv.index('--break') + 1]
 NETWORK = os.environ['NETWORK_URL']
+PREPARED = set()
 
-pool = Pool(int(os.environ['POOL_SIZE']))
+pool = Pool(int(os.environ['POOL_SIZE']), BROKEN)
 idempotency = Idempotency(pool, os.environ['LEASE'], os.environ['WAIT'], BROKEN)
 
 
 # ---- handlers, in the claim's transaction ----
 
 def insert_order(cursor, account, item):
+    if BROKEN == 'atomic':
+        return one('INSERT INTO shop.orders (account, item) VALUES (%s, %s) RETURNING id', account, item)
+    if BROKEN == 'prepared':
+        if cursor.connection not in PREPARED:
+            cursor.execute(
+                'PREPARE insert_order AS INSERT INTO shop.orders (account, item) VALUES ($1, $2) RETURNING id')
+            PREPARED.add(cursor.connection)
+        cursor.execute('EXECUTE insert_order (%s, %s)', (account, item))
+        return cursor.fetchone()[0]
     cursor.execute('INSERT INTO shop.orders (account, item) VALUES (%s, %s) RETURNING id', (account, item))
     return cursor.fetchone()[0]
 
@@ -70,7 +80,8 @@ def charge(effect_key, state):
         if isinstance(error.reason, ConnectionRefusedError):
             raise NothingHappened from None
         raise
-    request = urllib.request.Request(f'{NETWORK}/charges', json.dumps({'key': effect_key, 'amount': state['amount']}).encode())
+    asked = {'key': effect_key, 'amount': state['amount']}
+    request = urllib.request.Request(f'{NETWORK}/charges', json.dumps(asked).encode())
     try:
         with urllib.request.urlopen(request, timeout=float(os.environ['NETWORK_TIMEOUT'])) as answer:
             number = json.load(answer)['charge']
@@ -111,8 +122,9 @@ def health():
     return Answer(200 if healthy else 503, {'healthy': healthy})
 
 
-ROUTES = [(re.compile(re.sub(r'{(\w+)}', r'(?P<\1>[^/]+)', template) + '$'), 'POST ' + template, handler) for template, handler in
-          (('/orders', order), ('/waiting-orders', order), ('/orders/{id}/refunds', refund), ('/blobs', blob), ('/charges', None))]
+HANDLERS = {'/orders': order, '/waiting-orders': order, '/orders/{id}/refunds': refund, '/blobs': blob, '/charges': None}
+ROUTES = [(re.compile(re.sub(r'{(\w+)}', r'(?P<\1>[^/]+)', template) + '$'), 'POST ' + template, handler)
+          for template, handler in HANDLERS.items()]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -132,11 +144,14 @@ class Handler(BaseHTTPRequestHandler):
     def guarded(self, work):
         self.answered = False
         try:
-            self.body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
+            length = int(self.headers.get('Content-Length') or 0)
+            self.body = self.rfile.read(length)
+            if BROKEN == 'limit':
+                self.body = self.body[:100000]
             if self.path == '/health':
                 return self.send(health())
             bearer = (self.headers.get('Authorization') or '').partition('Bearer ')
-            self.account = bearer[2]
+            self.account = bearer[2] or ('anybody' if BROKEN == 'user' else '')
             if not self.account:
                 return self.send(Answer(401, {'error': 'no user'}))
             work()

@@ -6,7 +6,8 @@ import re
 
 DOCUMENTATION = 'https://developer.example.com/idempotency'
 
-STRING = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"((?: *; *[a-z*][a-z0-9_.*-]*(?:=(?:"(?:[^"\\]|\\.)*"|[^",;\s]+))?)*)$')
+STRING = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"'
+                    r'(?: *; *[a-z*][a-z0-9_.*-]*(?:=(?:"(?:[^"\\]|\\.)*"|[^",;\s]+))?)*$')
 TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+./:^_`|~=@-]+$")
 
 TITLES = {
@@ -41,7 +42,8 @@ class Problem(Exception):
     def answer(self, broken):
         if broken == 'problem':
             return Answer(self.status, self.detail.encode(), [('Content-Type', 'text/plain')])
-        body = {'type': f'{DOCUMENTATION}#{self.kind}', 'title': TITLES[self.kind], 'status': self.status, 'detail': self.detail}
+        body = {'type': f'{DOCUMENTATION}#{self.kind}', 'title': TITLES[self.kind],
+                'status': self.status, 'detail': self.detail}
         headers = [('Content-Type', 'application/problem+json')]
         if self.status == 400:
             headers.append(('Link', f'<{DOCUMENTATION}>; rel="describedby"; type="text/html"'))
@@ -53,6 +55,8 @@ class Problem(Exception):
 def key_of(lines, broken):
     """The key of all lines of the header."""
     if not lines:
+        if broken == 'missing':
+            return 'none'
         raise Problem(400, 'missing', 'This operation needs an Idempotency-Key.')
     text = lines[0].strip()
     if broken == 'quotes':
@@ -76,11 +80,13 @@ def to_record(answer, broken):
     names = {n.lower(): v for n, v in answer.headers}
     if 'content-encoding' not in names and re.match(r'text/|application/(.*\+)?(json|xml)', names.get('content-type', '')):
         try:
-            text = answer.body.decode()
+            text = answer.body.decode('latin-1' if broken == 'text' else 'utf-8')
             if '\0' not in text:
                 return json.dumps(headers), text, None
         except ValueError:
             pass
+    if broken == 'empty' and not answer.body:
+        return json.dumps(headers), 'null', None
     if broken == 'bytes':
         return json.dumps(headers), answer.body.decode(errors='replace').replace('\0', ''), None
     return json.dumps(headers), None, answer.body

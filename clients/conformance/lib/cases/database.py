@@ -1,6 +1,6 @@
 """The database fails, the process dies: no answer is a lie, and no work is done twice."""
 
-from lib.case import case, expect, expect_created, expect_orders, expect_problem, expect_retry_after, wait_for
+from lib.case import case, expect, expect_created, expect_orders, expect_problem, wait_for
 from lib.client import NoAnswer
 
 

@@ -3,6 +3,14 @@
 from lib.case import case, expect, expect_created, expect_in_progress, expect_orders
 
 
+@case('pool of 5, 40 different requests at once: all are done')
+def different(shop):
+    exchanges = [shop.send('/orders', {'item': item, 'pause_ms': 20}, shop.key()) for item in range(1, 41)]
+    for exchange in exchanges:
+        expect_created(exchange.answer(), replayed=False)
+    expect_orders(shop, 40)
+
+
 @case('pool of 5, 50 duplicates that wait: nobody starves', host=True)
 def starving(shop):
     key, bystander = shop.key(), shop.other_user()

@@ -10,9 +10,9 @@ import subprocess
 
 class Database:
     def run(self, statements, **values):
-        variables = [part for name, value in values.items() if value is not None for part in ('-v', f'{name}={value}')]
-        done = subprocess.run([os.environ.get('PSQL', 'psql'), '-X', '-q', '-A', '-t', '-v', 'ON_ERROR_STOP=1', *variables],
-                              input=statements, text=True, capture_output=True, check=False)
+        variables = [f'--set={name}={value}' for name, value in values.items() if value is not None]
+        command = [os.environ.get('PSQL', 'psql'), '-X', '-q', '-A', '-t', '--set=ON_ERROR_STOP=1', *variables]
+        done = subprocess.run(command, input=statements, text=True, capture_output=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(done.stderr)
         return done.stdout
@@ -36,7 +36,7 @@ class Database:
     def lookup(self, scope, operation, key):
         """headers: the names of those recorded."""
         return self.ask('''
-            SELECT jsonb_build_object('status', status, 'headers',
+            SELECT jsonb_build_object('status', status, 'token', token, 'locked_until', locked_until, 'headers',
                 CASE jsonb_typeof(response_headers)
                     WHEN 'array' THEN (SELECT jsonb_agg(h->0) FROM jsonb_array_elements(response_headers) AS h)
                     WHEN 'object' THEN (SELECT jsonb_agg(h) FROM jsonb_object_keys(response_headers) AS h)
@@ -45,10 +45,11 @@ class Database:
             ''', scope=scope, operation=operation, key=key)
 
     def resolve(self, scope, operation, key, decision, body=None):
-        """What became of it is known (complete, with the answer's body), or it is for the next attempt to find out (retry)."""
+        """What became of it is known (complete, with the answer's body), or the next attempt finds out (retry)."""
         if decision == 'complete':
             self.run('''
-                SELECT idempotency.complete(:'scope', :'operation', :'key', 201, :'body', '{"Content-Type": "application/json"}',
+                SELECT idempotency.complete(:'scope', :'operation', :'key', 201, :'body',
+                        '{"Content-Type": "application/json"}',
                         token => (SELECT token FROM idempotency.lookup(:'scope', :'operation', :'key'))) IS NOT NULL
                 ''', scope=scope, operation=operation, key=key, body=body)
         else:

@@ -1,14 +1,15 @@
 """The way to the database, which can be closed, and can fail at the one point that matters: the end of a transaction.
 
-A fault is about the first transaction in which all of its needles were sent, whatever they were part of: a key, a charge, a word of the recorded
-headers. (Text, in the text or in the parameters of statements; numbers may travel in binary.) It strikes once,
+A fault is about the first transaction in which all of its needles were sent, whatever they were part of: a key, a charge,
+a word of the recorded headers. (Text, in the text or in the parameters of statements; numbers may travel in binary.) It
+strikes once,
 
     before    its COMMIT, which does not reach the server
-    after     its end, of whose answer the client gets nothing: that is the answer to the COMMIT, or to a statement that is a
-              transaction by itself
+    after     its end, of whose answer the client gets nothing: that is the answer to the COMMIT, or to a statement that is
+              a transaction by itself
 
-and then the connection is cut, or held until the fault is cleared. Client and server see a connection that ended, and neither
-knows what the other one has seen.
+and then the connection is cut, or held until the fault is cleared. Client and server see a connection that ended, and
+neither knows what the other one has seen.
 """
 
 import socket

@@ -16,8 +16,8 @@ class Service:
         """Returns when it has said that it listens; nothing, if it does."""
         if self.process is not None and self.process.poll() is None:
             return
-        self.process = subprocess.Popen(self.command, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                        stderr=self.log, start_new_session=True)
+        self.process = subprocess.Popen(self.command, env=self.environment, stdin=subprocess.DEVNULL,
+                                        stdout=subprocess.PIPE, stderr=self.log, start_new_session=True)
         listening, ended = threading.Event(), threading.Event()
         threading.Thread(target=self._read, args=(self.process.stdout, listening, ended), daemon=True).start()
         listening.wait(self.patience)
