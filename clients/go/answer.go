@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -78,8 +77,8 @@ func (a *Answer) options() []Option {
 // Answer is what was recorded, by whatever language: headers as pairs, or as an object whose values may be lists; strings or numbers.
 func (r *Record) Answer() *Answer {
 	answer := &Answer{Status: r.ResponseStatus, Header: http.Header{}, Body: []byte(r.ResponseBody)}
-	if r.ResponseBytes != "" {
-		answer.Body, _ = hex.DecodeString(r.ResponseBytes[len(`\x`):])
+	if r.ResponseBytes != nil {
+		answer.Body = r.ResponseBytes
 	}
 	var pairs [][]any
 	var object map[string]any

@@ -6,6 +6,7 @@ package idempotency
 import (
 	"context"
 	"database/sql"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -53,8 +54,8 @@ type Record struct {
 	ResponseStatus     int             `json:"response_status"`
 	ResponseHeaders    json.RawMessage `json:"response_headers"`
 	ResponseBody       string          `json:"response_body"`
-	ResponseBytes      string          `json:"response_bytes"` // as PostgreSQL writes it; Answer has the bytes
-	EffectKey          string          `json:"-"`              // of a Job: what the outside party is given
+	ResponseBytes      Bytes           `json:"response_bytes"`
+	EffectKey          string          `json:"-"` // of a Job: what the outside party is given
 }
 
 // Time is zero where it is not known, and where it is never.
@@ -65,6 +66,20 @@ func (t *Time) UnmarshalJSON(text []byte) error {
 		return nil
 	}
 	return t.Time.UnmarshalJSON(text)
+}
+
+// Bytes are nil where there are none.
+type Bytes []byte
+
+func (b *Bytes) UnmarshalJSON(text []byte) (err error) {
+	written := strings.Trim(string(text), `"`)
+	if written == "null" {
+		return nil
+	} else if !strings.HasPrefix(written, `\\x`) { // in JSON a backslash is two
+		return errors.New(`idempotency: bytea_output has to be "hex"`)
+	}
+	*b, err = hex.DecodeString(written[len(`\\x`):])
+	return err
 }
 
 // Request is what a key is compared by: an argument and no option, since one that was forgotten would switch the comparison off.

@@ -27,7 +27,7 @@ var kinds = map[string]Kind{
 	"57P01": Unavailable, "57P02": Unavailable, "57P03": Unavailable, "53300": Unavailable, "25006": Unavailable,
 }
 
-var lost = []error{driver.ErrBadConn, sql.ErrConnDone, sql.ErrTxDone, io.EOF, io.ErrUnexpectedEOF, context.Canceled}
+var lost = []error{driver.ErrBadConn, sql.ErrConnDone, io.EOF, io.ErrUnexpectedEOF, context.Canceled}
 
 // The error of lib/pq or pgx, however it is wrapped.
 func coded(err error) (e interface{ SQLState() string }) { errors.As(err, &e); return e }
@@ -61,7 +61,8 @@ func KindOf(err error) Kind {
 	return Other
 }
 
-// Reason of StaleClaim: taken_over, completed or forgotten. It travels as the name of a constraint: Constraint in lib/pq, or ConstraintName.
+// Reason of StaleClaim: taken_over, completed or forgotten. It travels as the name of a constraint, Constraint in lib/pq and ConstraintName
+// in pgx.
 func Reason(err error) string {
 	if e := reflect.Indirect(reflect.ValueOf(coded(err))); e.Kind() == reflect.Struct {
 		for _, name := range []string{"Constraint", "ConstraintName"} {

@@ -51,7 +51,8 @@ func (a *API) problem(name string, retryAfterMS int64) *Answer {
 	if documentation == "" {
 		documentation = "https://developer.example.com/idempotency"
 	}
-	answer := JSONAnswer(p.status, map[string]any{"type": documentation + "#" + name, "title": p.title, "detail": p.detail, "status": p.status})
+	body := map[string]any{"type": documentation + "#" + name, "title": p.title, "detail": p.detail, "status": p.status}
+	answer := JSONAnswer(p.status, body)
 	answer.Header = http.Header{"Content-Type": {"application/problem+json"}, "Content-Language": {"en"}}
 	if p.status == http.StatusBadRequest {
 		answer.Header.Set("Link", fmt.Sprintf(`<%s>; rel="describedby"; type="text/html"`, documentation))
@@ -192,7 +193,8 @@ func (a *API) expiring(answer *Answer, at Time) *Answer {
 }
 
 // What both kinds of routes have around them.
-func (a *API) route(template string, next http.Handler, do func(context.Context, *http.Request, ID, Request) (*Answer, error)) http.Handler {
+func (a *API) route(template string, next http.Handler, do func(context.Context, *http.Request, ID, Request) (*Answer, error),
+) http.Handler {
 	methods, most := a.Methods, a.MaxBody
 	if methods == "" {
 		methods = "POST PATCH"

@@ -100,7 +100,8 @@ func do(db *sql.DB, id ID, request Request, answer *Answer) (claim *Record) {
 
 func TestAnswersComeBackByteForByte(t *testing.T) {
 	each(t, func(t *testing.T, db *sql.DB) {
-		for _, body := range [][]byte{[]byte("{\"a\": 1.10}\r\n"), {}, nil, {0, 255, '"', '\\', 'x', 0x5c}, []byte("na\u00efve\x00"), []byte(`\x00`)} {
+		bodies := [][]byte{[]byte("{\"a\": 1.10}\r\n"), {}, nil, {0, 255, '"', '\\', 'x', 0x5c}, []byte("na\u00efve\x00"), []byte(`\x00`)}
+		for _, body := range bodies {
 			for _, kind := range []string{"application/json", "application/octet-stream"} {
 				id := fresh()
 				header := http.Header{"Content-Type": {kind}, "Link": {"</a>; rel=a", "</b>; rel=b"}, "Set-Cookie": {"a=b"}, "Date": {"now"}}
@@ -250,6 +251,19 @@ func TestHeadersOfOthers(t *testing.T) {
 	expect(t, fmt.Sprint(record.Answer().Header) == "map[Link:[a b] X-N:[1000000]]", "%v", record.Answer().Header)
 }
 
+// What cannot be read as bytes is an error, and never another body.
+func TestByteaOutput(t *testing.T) {
+	id := fresh()
+	do(pools[0].DB, id, NoComparison, &Answer{Status: 200, Body: []byte("abcd")})
+	tx, err := pools[0].Begin()
+	must(err)
+	defer tx.Rollback()
+	_, err = tx.Exec("SET LOCAL bytea_output = 'escape'")
+	must(err)
+	_, err = Replay(ctx, tx, id)
+	expect(t, err != nil && strings.Contains(err.Error(), "bytea_output"), "%v", err)
+}
+
 func TestLostConnection(t *testing.T) {
 	each(t, func(t *testing.T, db *sql.DB) {
 		for _, when := range []string{"query", "COMMIT"} {
@@ -323,11 +337,14 @@ func TestLeasedByWhatIsKnown(t *testing.T) {
 			"error":     func(context.Context, *Record) (*Answer, error) { return nil, errors.New("time-out") },
 			"panic":     func(context.Context, *Record) (*Answer, error) { panic("a fault") },
 			"no answer": func(context.Context, *Record) (*Answer, error) { return nil, nil },
+			"bad book": func(context.Context, *Record) (*Answer, error) {
+				return &Answer{Status: 200, Book: func(context.Context, *sql.Tx) error { panic("a fault") }}, nil
+			},
 			"no record": booked(errors.New("it happened and cannot be booked")),
 		} {
 			id := fresh()
 			claim, _, err := leased(db, id, time.Minute, work)
-			expect(t, claim.Outcome == Held && (err != nil) == (what == "no record"), "%s: %v %v", what, err, claim)
+			expect(t, claim.Outcome == Held && (err != nil) == (what == "no record" || what == "bad book"), "%s: %v %v", what, err, claim)
 			record, err := Lookup(ctx, db, id)
 			expect(t, err == nil && record.Status == "held" && record.LastError != "", "%s: %v %v", what, err, record)
 		}
@@ -374,9 +391,11 @@ func TestCompleter(t *testing.T) {
 
 func TestParseKey(t *testing.T) {
 	for line, want := range map[string]string{
-		`k`: "k", `"k"`: "k", ` "k" `: "k", `"k";p=1`: "k", `"k"; p="x;\"y"; q`: "k", `"a\"b\\"`: `a"b\`, `"a, b"`: "a, b", `a/b:c=`: "a/b:c=",
+		`k`: "k", `"k"`: "k", ` "k" `: "k", `"k";p=1`: "k", `"k"; p="x;\"y"; q`: "k",
+		`"a\"b\\"`: `a"b\`, `"a, b"`: "a, b", `a/b:c=`: "a/b:c=",
 		`8e03978e-40d5-43dd-bc93-6894a57f9324`: "8e03978e-40d5-43dd-bc93-6894a57f9324", `"` + strings.Repeat("x", 255) + `"`: strings.Repeat("x", 255),
-		"": "", `""`: "", `"k`: "", `"k"x`: "", `"a\n"`: "", `k, l`: "", `"k", "l"`: "", `"ü"`: "", "ü": "", `"k";=1`: "", "a b": "", "\"\x01\"": "",
+		"": "", `""`: "", `"k`: "", `"k"x`: "", `"a\n"`: "", `k, l`: "", `"k", "l"`: "",
+		`"ü"`: "", "ü": "", `"k";=1`: "", "a b": "", "\"\x01\"": "",
 		strings.Repeat("x", 256): "",
 	} {
 		key, problem := ParseKey([]string{line})
@@ -420,11 +439,12 @@ func TestMiddleware(t *testing.T) {
 		}))
 		key := fresh().Key
 		first := send(handler, "POST", "/work/1", key, key)
-		expect(t, first.Code == 200 && first.Body.String() == "done "+key && first.Header().Get("Idempotency-Key-Expires") != "", "%v", first)
+		expect(t, first.Code == 200 && first.Body.String() == "done "+key, "%v", first)
 		again := send(handler, "POST", "/work/1", `"`+key+`"`, key)
 		expect(t, again.Body.String() == first.Body.String() && again.Header().Get("Idempotent-Replayed") == "true" && runs == 1, "%v", again)
 		expect(t, again.Header().Get("X-Run") == "1" && again.Header().Get("Content-Type") == first.Header().Get("Content-Type"), "%v", again.Header())
-		expect(t, again.Header().Get("Idempotency-Key-Expires") == first.Header().Get("Idempotency-Key-Expires"), "%v", again.Header())
+		expires := first.Header().Get("Idempotency-Key-Expires")
+		expect(t, expires != "" && again.Header().Get("Idempotency-Key-Expires") == expires, "%v", again.Header())
 		expect(t, send(handler, "POST", "/work/2", key, key).Code == 422, "another path parameter")
 		expect(t, send(handler, "GET", "/work/1", key, key).Code == http.StatusTeapot, "GET was touched")
 		missing := send(handler, "POST", "/work/1", "", key)
@@ -436,6 +456,24 @@ func TestMiddleware(t *testing.T) {
 		conflict := send(handler, "POST", "/work/1", fresh().Key, "conflict")
 		expect(t, conflict.Code == 503 && conflict.Header().Get("Retry-After") == "1" && conflict.Header().Get("X-Run") == "", "%v", conflict)
 		expect(t, runs == 5, "%d runs", runs)
+		expect(t, first.Header().Get("Content-Type") == "text/plain; charset=utf-8", "%v", first.Header())
+		// An answer of 500 and more, and one that is returned as an error, are sent, undo everything, and are not recorded.
+		for _, given := range []*Answer{JSONAnswer(503, "busy"), JSONAnswer(404, "no such order")} {
+			id := fresh()
+			handler := api.Once("/undone")(HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+				_, err := Tx(r.Context()).Exec("INSERT INTO client_go.work VALUES ($1::text)", id.Key)
+				must(err)
+				if given.Status == 404 {
+					return fmt.Errorf("wrapped: %w", given)
+				}
+				given.ServeHTTP(w, r)
+				return nil
+			}))
+			for i := 0; i < 2; i++ { // the second would be a replay, or fail, if anything were left of the first
+				answer := send(handler, "POST", "/undone", id.Key, "")
+				expect(t, answer.Code == given.Status && answer.Header().Get("Idempotent-Replayed") == "", "%v", answer)
+			}
+		}
 		// An error that is returned undoes everything, what was written to the answer as well.
 		duplicate := send(handler, "POST", "/work/1", fresh().Key, key)
 		expect(t, duplicate.Code == 500 && duplicate.Header().Get("X-Run") == "", "%v", duplicate)

@@ -52,7 +52,9 @@ func capped(ctx context.Context, pool *sql.DB, db Querier, id ID, request Reques
 }
 
 // RunLeased claims and does the work. The outcome is Claimed with the work's answer, Failed, Held, or what the claim got.
-func RunLeased(ctx context.Context, db *sql.DB, id ID, request Request, state any, job Job, options ...Option) (claim *Record, answer *Answer, err error) {
+func RunLeased(ctx context.Context, db *sql.DB, id ID, request Request, state any, job Job, options ...Option) (
+	claim *Record, answer *Answer, err error) {
+
 	ctx = detached{ctx}
 	encoded, err := json.Marshal(state)
 	attempt := make([]byte, 16) // if the answer to the claim is lost, the same id gets the same token
@@ -125,7 +127,7 @@ func finish(ctx context.Context, db *sql.DB, claim *Record, job Job) (answer *An
 	err = Again(ctx, func() error {
 		return Transaction(ctx, db, func(tx *sql.Tx) (err error) {
 			if answer.Book != nil {
-				err = answer.Book(ctx, tx)
+				err = guarded(func() error { return answer.Book(ctx, tx) })
 			}
 			if err == nil {
 				_, err = Complete(ctx, tx, claim.ID, answer, Token(claim.Token), RefuseRepeat())
@@ -166,15 +168,20 @@ func do(ctx context.Context, db *sql.DB, claim *Record, job Job) (answer *Answer
 			}
 		}
 	}()
+	err = guarded(func() (err error) { answer, err = job.Do(working, claim); return err })
+	if err == nil && answer == nil {
+		err = errors.New("the work gave no answer")
+	}
+	stop()
+	return answer, <-ended, err
+}
+
+// A panic is an error like others: nobody knows how far it got.
+func guarded(fn func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v", p)
 		}
-		stop()
-		lost = <-ended
 	}()
-	if answer, err = job.Do(working, claim); err == nil && answer == nil {
-		err = errors.New("the work gave no answer")
-	}
-	return answer, nil, err
+	return fn()
 }
