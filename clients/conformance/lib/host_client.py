@@ -9,6 +9,7 @@ from lib.client import Client
 class Host:
     def __init__(self, url):
         self.client = Client(url)
+        self.was_down = False
 
     def ask(self, method, path, **body):
         answer = self.client.ask(method, path, body if method == 'POST' else None)
@@ -28,6 +29,10 @@ class Host:
         self.clear()
         self.database('up')
         self.network(mode='well', hang=None)
+        if self.was_down:
+            # Its pool may have lost connections that nobody has used since: right to be answered by 503, but not in another case.
+            self.was_down = False
+            self.kill()
         self.start()
 
     def wait_seconds(self):
@@ -36,6 +41,7 @@ class Host:
     # The way to the database
 
     def database(self, do):
+        self.was_down = self.was_down or do == 'down'
         self.ask('POST', '/database', do=do)
 
     def fault(self, do, point, *needles):
