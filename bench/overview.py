@@ -27,8 +27,8 @@ BARS = (
     ("peers/b_on_conflict", HAND, "ON CONFLICT DO UPDATE, then UPDATE"),
     ("peers/a_select_insert_update", HAND, "SELECT, INSERT, UPDATE"),
     ("peers/d_skip_locked", HAND, "INSERT, SELECT … SKIP LOCKED, UPDATE"),
-    ("published/absurd", PRODUCTS, "Absurd: spawn_task() with a key"),
     ("published/dbos", PRODUCTS, "DBOS: enqueue_workflow() with a key"),
+    ("published/absurd", PRODUCTS, "Absurd: spawn_task() with a key"),
 )
 
 
@@ -77,9 +77,8 @@ def main():
     for line, text in enumerate((
             "Bars: median of %s rounds side by side, each divided by the INSERT beside it. Thin lines: smallest and largest." % (
                 about["rounds"]),
-            "%s, %s, 4 connections, every commit on disk; revision %s." % (
-                about["PostgreSQL"].split("(")[1].split(")")[1].strip() if "(" in about["PostgreSQL"] else about["PostgreSQL"],
-                about["processors"], about["revision"]))):
+            "PostgreSQL %s, %s, 4 connections, every commit on disk; revision %s." % (
+                about["PostgreSQL"].split(")")[1].split()[0], about["processors"], about["revision"]))):
         out.append('<text x="14" y="%d" fill="#555">%s</text>' % (bottom + 22 + 20 * line, escape(text)))
     out.append("</svg>")
     print("\n".join(out))
