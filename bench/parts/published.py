@@ -55,11 +55,13 @@ def prepare_absurd(server, path):
 
 
 def measure(options):
-    names = {"published/dbos": "DBOS, enqueue_workflow"}
+    names = {}
     server = Server(fsync=options.fsync)
     try:
         server.prepare()
-        prepare_dbos(server)
+        if os.path.exists(DBOS):
+            prepare_dbos(server)
+            names["published/dbos"] = "DBOS, enqueue_workflow"
         if options.absurd_sql:
             prepare_absurd(server, options.absurd_sql)
             names["published/absurd"] = "Absurd, spawn_task"
