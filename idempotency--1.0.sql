@@ -71,8 +71,8 @@ CREATE TABLE idempotency.idempotency_keys
 USING heap
 -- Dead rows come in bursts, by clean-up: small and frequent vacuums, not one of a
 -- fifth of all keys.
-WITH (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0.02,
-	autovacuum_vacuum_cost_delay = 1, autovacuum_analyze_scale_factor = 0.05);
+WITH (autovacuum_vacuum_threshold=1000, autovacuum_vacuum_scale_factor=0.02,
+	autovacuum_vacuum_cost_delay=1, autovacuum_analyze_scale_factor=0.05);
 
 -- What clean-up walks along. A renewal of a lease changes no indexed column,
 -- so it can stay on its page (HOT).
