@@ -133,7 +133,7 @@ Datum
 idempotency_bind_role(PG_FUNCTION_ARGS)
 {
 	Oid types[2] = {REGROLEOID, TEXTOID};
-	Datum values[2] = {PG_GETARG_DATUM(0), PG_GETARG_DATUM(1)};
+	Datum values[2] = {idem_arg(fcinfo, 0), idem_arg(fcinfo, 1)};
 
 	idem_require_writable("bind_role");
 	(void) idem_role_name(idem_role_argument(fcinfo));
@@ -164,7 +164,7 @@ Datum
 idempotency_unbind_role(PG_FUNCTION_ARGS)
 {
 	Oid types[2] = {REGROLEOID, TEXTOID};
-	Datum values[2] = {PG_GETARG_DATUM(0), PG_GETARG_DATUM(1)};
+	Datum values[2] = {idem_arg(fcinfo, 0), idem_arg(fcinfo, 1)};
 	char nulls[2] = {' ', idem_arg_is_null(fcinfo, 1) ? 'n' : ' '};
 	uint64 removed;
 

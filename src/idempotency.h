@@ -75,6 +75,13 @@ idem_arg_is_null(FunctionCallInfo fcinfo, int argno)
 	return argno >= PG_NARGS() || PG_ARGISNULL(argno);
 }
 
+/* The argument, or nothing where it is NULL or not there. */
+static inline Datum
+idem_arg(FunctionCallInfo fcinfo, int argno)
+{
+	return idem_arg_is_null(fcinfo, argno) ? (Datum) 0 : PG_GETARG_DATUM(argno);
+}
+
 /* arguments.c */
 extern void idem_identity_argument(KeyIdentity *id, FunctionCallInfo fcinfo);
 extern text *idem_scope_argument(FunctionCallInfo fcinfo);

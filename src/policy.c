@@ -140,7 +140,7 @@ idempotency_set_policy(PG_FUNCTION_ARGS)
 	idem_require_writable("set_policy");
 	for (int i = 0; i < POLICY_NCOLUMNS; i++)
 	{
-		values[i] = PG_GETARG_DATUM(i);
+		values[i] = idem_arg(fcinfo, i);
 		nulls[i] = idem_arg_is_null(fcinfo, i) ? 'n' : ' ';
 	}
 	values[POLICY_OPERATION] = PointerGetDatum(policy_operation_argument(fcinfo));

@@ -300,7 +300,6 @@ idempotency_run(PG_FUNCTION_ARGS)
 	ClaimAnswer answer;
 	IdemPolicy policy;
 	IdemResponse response = {.isnull = {true, true, true, true}};
-	bool has_args = !idem_arg_is_null(fcinfo, 4);
 	text *body;
 
 	idem_require_writable("run");
@@ -327,7 +326,7 @@ idempotency_run(PG_FUNCTION_ARGS)
 		PG_RETURN_DATUM(idem_claim_result(fcinfo, &answer, answer.outcome == CLAIM_REPLAY));
 
 	body = run_command(text_to_cstring(PG_GETARG_TEXT_PP(3)),
-					   has_args ? PG_GETARG_DATUM(4) : (Datum) 0, !has_args);
+					   idem_arg(fcinfo, 4), idem_arg_is_null(fcinfo, 4));
 	if (body != NULL)
 	{
 		idem_response_set(&response, IDEM_RESPONSE_BODY, PointerGetDatum(body));

@@ -47,6 +47,7 @@ typedef enum KeyStatement
 typedef uint32 KeyColumns;
 
 #define KEY_COLUMN(column) ((KeyColumns) 1 << (column))
+StaticAssertDecl(KEY_NCOLUMNS < 32, "a set of columns has a bit for each");
 
 #define STATEMENT_OWN_PARAMETERS 6
 #define STATEMENT_MAX_PARAMETERS (STATEMENT_OWN_PARAMETERS + KEY_NCOLUMNS)

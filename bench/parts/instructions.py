@@ -36,13 +36,13 @@ class Call(NamedTuple):
 
 
 CALLS = [
-    Call("same transaction, one statement", "ours/one_statement", "limit/insert", 0.60),
+    Call("same transaction, one statement", "ours/one_statement", "limit/insert", 0.64),
     Call("the same as the owner, a superuser", "ours/one_statement", "limit/insert", user=OWNER),
     Call("run", "ours/run", "limit/insert"),
     Call("claim with a lease, then complete by token", "ours/committed", "limit/insert_then_update"),
     Call("once", "ours/once", "limit/insert"),
     Call("once_batch of 1,000, growing keys", "ours/once_batch", "limit/insert_batch", number=10),
-    Call("claim that replays", "ours/claim_replays", "limit/select", 0.85),
+    Call("claim that replays", "ours/claim_replays", "limit/select", 0.95),
     Call("replay()", "ours/replay", "limit/select_response"),
     Call("(c) PL/pgSQL, one statement", "peers/c_plpgsql_one_statement", "limit/insert"),
 ]

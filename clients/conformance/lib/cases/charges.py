@@ -201,27 +201,23 @@ def claim_answer_lost(shop):
     it.expect_once()
 
 
-@case('charge: answer to the booking lost: booked once', host=True)
-def booking_answer_lost(shop):
+def booking_cut(shop, where):
     it = Charge(shop)
     name = 'ch_' + shop.key()
     it.host.network(mode='well', charge=name)
-    it.host.fault('cut', 'after', it.key, name)
+    it.host.fault('cut', where, it.key, name)
     answer = it.post()
     it.host.wait_for_fault()
     expect(answer.status == 201 or may_retry(answer), f'{answer}')
     expect_created(it.finally_())
     it.expect_once()
+
+
+@case('charge: answer to the booking lost: booked once', host=True)
+def booking_answer_lost(shop):
+    booking_cut(shop, 'after')
 
 
 @case('charge: booking lost before COMMIT: booked once', host=True)
 def booking_lost(shop):
-    it = Charge(shop)
-    name = 'ch_' + shop.key()
-    it.host.network(mode='well', charge=name)
-    it.host.fault('cut', 'before', it.key, name)
-    answer = it.post()
-    it.host.wait_for_fault()
-    expect(answer.status == 201 or may_retry(answer), f'{answer}')
-    expect_created(it.finally_())
-    it.expect_once()
+    booking_cut(shop, 'before')
