@@ -179,6 +179,8 @@ RESET ROLE;
 CREATE EXTENSION idempotency;
 ALTER EXTENSION idempotency SET SCHEMA public;
 \echo :SQLSTATE
+-- Autovacuum's options come with it.
+SELECT unnest(reloptions) FROM pg_class WHERE oid = 'idempotency.idempotency_keys'::regclass ORDER BY 1;
 -- The schema goes and comes with it, so its owner is who created it.
 SELECT nspowner::regrole = current_user::regrole AS mine FROM pg_namespace WHERE nspname = 'idempotency';
 
