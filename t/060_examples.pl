@@ -1,5 +1,5 @@
 
-# The examples run, and check what they show, though they lose connections in
+# The examples of the clients run, and check what they show, though they lose connections in
 # the middle of a charge (lib/LossyProxy.pm). An example whose interpreter or
 # driver is not there is skipped.
 
@@ -14,16 +14,16 @@ use LossyProxy;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $examples = "$FindBin::RealBin/../examples";
+my $clients = "$FindBin::RealBin/../clients";
 
 # What each needs: a command that succeeds where it can run.
 my %needs = (
 	java => 'javac -version && test -r ${JDBC_JAR:-/usr/share/java/postgresql.jar}',
-	node => "cd '$examples/node' && node -e 'require(\"pg\")'",
+	node => "cd '$clients/node/example' && node -e 'require(\"pg\")'",
 	python => '${PYTHON:-/usr/bin/python3} -c "import psycopg2"',
 	sql => 'psql --version');
 
-is_deeply([ sort map { m{([^/]+)/run$} } glob "$examples/*/run" ], [ sort keys %needs ], 'every example is known here');
+is_deeply([ sort map { m{([^/]+)/example/run$} } glob "$clients/*/example/run" ], [ sort keys %needs ], 'every example is known here');
 
 # As an application's role, not as a superuser: the extension and the right to
 # make a schema is all that an example needs, and forget() to begin anew.
@@ -50,7 +50,7 @@ foreach my $language (sort keys %needs)
 		{
 			my $proxy = LossyProxy->start($node, PostgreSQL::Test::Utils::tempdir_short());
 			local $ENV{PGHOST} = $proxy->host;
-			my $output = `'$examples/$language/run' 2>&1`;
+			my $output = `'$clients/$language/example/run' 2>&1`;
 
 			ok($? == 0 && $output =~ /^all well$/m, "$language: $time run") or diag($output);
 			is($proxy->lost, 'lost-claim lost-booking lost-commit', "$language: $time run, with lost connections");

@@ -24,7 +24,7 @@ install_test_tools()
 		done
 		install_packages "${available[@]}"
 	fi
-	# The driver of examples/node; without npm or its registry that test is skipped.
+	# The driver of clients/node/example; without npm or its registry that test is skipped.
 	if wanted tap && command -v npm >/dev/null &&
 		npm install --prefix "$work/npm" --no-audit --no-fund pg@8 >/dev/null 2>&1; then
 		export NODE_PATH=$work/npm/node_modules

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 #
-# examples.sh - examples/deliveries, as the quickstart plays it; the other examples
+# examples.sh - examples/deliveries, as the quickstart plays it; those of the clients
 # are run by a TAP test
 #
 # shellcheck disable=SC2154,SC2317  # variables of common.sh and test; "check" calls functions by name
