@@ -81,6 +81,62 @@ idem_cleanup_batch(IdemCleanup *cleanup, IdemProgress *progress, TimestampTz now
 }
 
 /*
+ * Lets a clean-up of the worker go on where the last one ended; false if it begins
+ * at the beginning.
+ *
+ * For as long as somebody holds a snapshot the index shows all that was deleted
+ * since, and the first batch of a clean-up reads it from its beginning: with
+ * rounds a second apart and a million keys deleted that was a third of a
+ * processor. What the place leaves behind, such as rows that were locked, or
+ * committed after they had expired, is found from the beginning, which is where
+ * a clean-up begins when somebody has asked for it, and unless that takes more than
+ * a hundredth of the time. So where nobody holds a snapshot they all do.
+ */
+bool
+idem_cleanup_resume(IdemProgress *progress)
+{
+	IdemDatabase *entry = idem_stats_database(MyDatabaseId);
+	TimestampTz now = GetCurrentTimestamp();
+	IdemResume resume;
+	bool whole;
+
+	if (entry == NULL)
+		return false;
+	LWLockAcquire(idem_shared->lock, LW_SHARED);
+	resume = entry->resume;
+	whole = idem_shared->round_is_whole;
+	LWLockRelease(idem_shared->lock);
+	/* A clock that was set back shows nothing by what it says. */
+	if (whole || resume.until == 0 || now < resume.until ||
+		(now - resume.whole_at) / 100 >= resume.whole_took)
+		return false;
+	progress->expired.from = progress->due.from = resume.until;
+	return true;
+}
+
+/*
+ * A clean-up of the worker has come to its end: all that had expired by "until"
+ * was looked at. One that did not resume says when it began, and how many
+ * microseconds its first batch took; for the others whole_at is 0.
+ */
+void
+idem_cleanup_reached(TimestampTz until, TimestampTz whole_at, int64 whole_took)
+{
+	IdemDatabase *entry = idem_stats_database(MyDatabaseId);
+
+	if (entry == NULL)
+		return;
+	LWLockAcquire(idem_shared->lock, LW_EXCLUSIVE);
+	entry->resume.until = until;
+	if (whole_at != 0)
+	{
+		entry->resume.whole_at = whole_at;
+		entry->resume.whole_took = whole_took;
+	}
+	LWLockRelease(idem_shared->lock);
+}
+
+/*
  * A clean-up has come to its end: notes what it did in shared memory, for all
  * databases to see.
  */

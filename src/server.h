@@ -43,11 +43,35 @@ typedef struct IdemCleanup
 	char message[256]; /* of the failure */
 } IdemCleanup;
 
+/* How far a clean-up has come. */
+typedef struct IdemProgress
+{
+	IdemWalk expired; /* deleting keys */
+	IdemWalk due;     /* removing responses */
+} IdemProgress;
+
+#define IDEM_NO_PROGRESS        \
+	{                           \
+		{DT_NOBEGIN, 0, true},  \
+		{                       \
+			DT_NOBEGIN, 0, true \
+		}                       \
+	}
+
+/* Where the worker's last clean-up ended; see idem_cleanup_resume(). */
+typedef struct IdemResume
+{
+	TimestampTz until;    /* what had expired by then was looked at; 0: nothing yet */
+	TimestampTz whole_at; /* when one began at the beginning */
+	int64 whole_took;     /* its first batch, in microseconds */
+} IdemResume;
+
 typedef struct IdemDatabase
 {
 	Oid database;
 	pg_atomic_uint64 counters[IDEM_NCOUNTERS];
 	IdemCleanup cleanup;
+	IdemResume resume;
 } IdemDatabase;
 
 /* A backend that waits for a key. */
@@ -83,6 +107,7 @@ typedef struct IdemShared
 	int worker_result; /* of the process that ran last; see worker.c */
 	IdemClock clock;
 	bool round_requested;
+	bool round_is_whole; /* the one that runs: it was asked for */
 	TimestampTz round_started_at;
 	TimestampTz round_finished_at;
 	bool workers_lacking; /* could not start a process in the last round */
@@ -102,24 +127,12 @@ extern void idem_stats_cleanup(const IdemCleanup *cleanup);
 extern bool idem_stats_last_cleanup(IdemCleanup *cleanup);
 
 /* cleanup.c */
-typedef struct IdemProgress
-{
-	IdemWalk expired; /* deleting keys */
-	IdemWalk due;     /* removing responses */
-} IdemProgress;
-
-#define IDEM_NO_PROGRESS        \
-	{                           \
-		{DT_NOBEGIN, 0, true},  \
-		{                       \
-			DT_NOBEGIN, 0, true \
-		}                       \
-	}
-
 extern bool idem_cleanup_installed(void);
 extern bool idem_cleanup_in_the_way(void);
 extern bool idem_cleanup_batch(IdemCleanup *cleanup, IdemProgress *progress,
 							   TimestampTz now);
+extern bool idem_cleanup_resume(IdemProgress *progress);
+extern void idem_cleanup_reached(TimestampTz until, TimestampTz whole_at, int64 whole_took);
 extern void idem_cleanup_ends(IdemCleanup *cleanup);
 extern void idem_cleanup_record(const IdemCleanup *cleanup, const char *by);
 

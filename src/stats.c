@@ -78,6 +78,7 @@ idem_stats_forget_dropped(bool (*exists)(Oid database))
 		LWLockAcquire(idem_shared->lock, LW_EXCLUSIVE);
 		stats_clear(entry);
 		MemSet(&entry->cleanup, 0, sizeof(entry->cleanup));
+		MemSet(&entry->resume, 0, sizeof(entry->resume));
 		entry->database = InvalidOid;
 		LWLockRelease(idem_shared->lock);
 	}

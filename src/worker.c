@@ -328,7 +328,7 @@ launcher_leaves_out(HTAB *failing, Oid database)
 
 /*
  * One round through all databases. A round that was asked for leaves nobody
- * out.
+ * out, and begins everywhere at the beginning.
  */
 static void
 launcher_clean_all(HTAB *failing, bool requested)
@@ -342,6 +342,7 @@ launcher_clean_all(HTAB *failing, bool requested)
 
 	LWLockAcquire(idem_shared->lock, LW_EXCLUSIVE);
 	idem_shared->round_started_at = GetCurrentTimestamp();
+	idem_shared->round_is_whole = requested;
 	LWLockRelease(idem_shared->lock);
 
 	launcher_judge_clock();
@@ -516,7 +517,7 @@ worker_still_installed(void)
  * appears once.
  */
 static WorkerResult
-worker_clean_batch(IdemCleanup *cleanup, IdemProgress *progress, bool *more)
+worker_clean_batch(IdemCleanup *cleanup, IdemProgress *progress, TimestampTz now, bool *more)
 {
 	MemoryContext context = CurrentMemoryContext;
 	volatile WorkerResult result = WORKER_DONE;
@@ -533,7 +534,7 @@ worker_clean_batch(IdemCleanup *cleanup, IdemProgress *progress, bool *more)
 		else if (idem_cleanup_in_the_way())
 			result = WORKER_MADE_WAY;
 		else
-			*more = idem_cleanup_batch(cleanup, progress, worker_believed_now());
+			*more = idem_cleanup_batch(cleanup, progress, now);
 		PopActiveSnapshot();
 		CommitTransactionCommand();
 	}
@@ -604,6 +605,10 @@ idempotency_cleanup_main(Datum arg)
 	IdemCleanup cleanup = {0};
 	WorkerResult result;
 	IdemProgress progress = IDEM_NO_PROGRESS;
+	TimestampTz now;
+	int64 began;
+	int64 first_took = 0;
+	bool resumed;
 	bool more = true;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
@@ -615,9 +620,14 @@ idempotency_cleanup_main(Datum arg)
 												ALLOCSET_DEFAULT_SIZES));
 
 	cleanup.started_at = GetCurrentTimestamp();
+	resumed = idem_cleanup_resume(&progress);
+	began = worker_monotonic_us();
 	for (;;)
 	{
-		result = worker_clean_batch(&cleanup, &progress, &more);
+		now = worker_believed_now();
+		result = worker_clean_batch(&cleanup, &progress, now, &more);
+		if (cleanup.batches <= 1)
+			first_took = worker_monotonic_us() - began;
 		if (!more)
 			break;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
@@ -632,6 +642,8 @@ idempotency_cleanup_main(Datum arg)
 		}
 	}
 
+	if (result == WORKER_DONE)
+		idem_cleanup_reached(now, resumed ? 0 : cleanup.started_at, first_took);
 	if (result == WORKER_DONE || result == WORKER_FAILED)
 		worker_record_run(&cleanup);
 	if (cleanup.deleted > 0 || cleanup.redacted > 0)

@@ -84,6 +84,33 @@ cmp_ok($wire->ok('SELECT batches FROM idempotency.cleanup_runs ORDER BY id DESC 
 # The first step begins at the beginning, before all that is dead: 9000 entries.
 cmp_ok(reads('idempotency_keys_expires_at_idx') - $before, '<', 9000 + 2500, 'and read about once');
 
+# One round after the other: what is dead is read from the beginning now and then,
+# and not by each of them; reading it takes more than a hundredth of an interval.
+# A round that is asked for reads it.
+my $dead = 300_000;
+$wire->ok("SELECT count(*) FROM idempotency.once_batch('dead', 'op', ARRAY(SELECT g::text FROM generate_series(1, $dead) AS g), ttl => '1 ms')");
+wait_until(sub { $wire->ok('SELECT bool_and(expires_at < clock_timestamp()) FROM idempotency.idempotency_keys')->value eq 't' }, 60);
+is($wire->ok('SELECT idempotency.cleanup()')->value, $dead, "$dead keys are deleted, and their entries stay");
+$before = reads('idempotency_keys_expires_at_idx');
+cleaned_again($node, 'postgres') or BAIL_OUT('no round');
+cmp_ok(reads('idempotency_keys_expires_at_idx') - $before, '>=', $dead, 'a round that is asked for begins at the beginning');
+$before = reads('idempotency_keys_expires_at_idx');
+$node->safe_psql('postgres', q{ALTER SYSTEM SET idempotency.cleanup_interval = '1s'});
+$node->reload;
+my $gone = 0;
+foreach my $round (1 .. 8)
+{
+	$wire->ok("SELECT FROM idempotency.once('one', 'op', '$round', ttl => '1 microsecond')");
+	$gone += wait_until(sub { keys_left($node, 'postgres') eq '0' });
+}
+is($gone, 8, 'each round deletes what has expired since the last one');
+my $read = reads('idempotency_keys_expires_at_idx') - $before;
+fill_with_expired($node, 'postgres', 1);
+ok(wait_until(sub { keys_left($node, 'postgres') eq '0' }), 'what expired long ago and was seen late is deleted, too, though nobody asks for it');
+$node->safe_psql('postgres', 'ALTER SYSTEM RESET idempotency.cleanup_interval');
+$node->reload;
+cmp_ok($read, '<', 4.5 * $dead, 'and they do not read all that is dead each time');
+
 # Responses that are due at one moment, of many that are due: by a plan that was
 # made for many.
 $wire->ok(q{
