@@ -1,6 +1,7 @@
 
-# What the documents print is true: every block marked "sql" in README.md and
-# docs/ is executed, in order, each document in a database of its own.
+# What the documents print is true: every block marked "sql" in README.md, docs/
+# and the clients' READMEs is executed, in order, each document in a database of
+# its own.
 #
 #   -- => value          the statement before it returns this row
 #   <!-- fails: IK004 --> the block after it ends with this SQLSTATE
@@ -8,7 +9,8 @@
 #                        preloaded and installed
 #
 # A block is one psql session. Settings of the server itself stand in blocks
-# marked otherwise ("conf", "text") and are not executed.
+# marked otherwise ("conf", "text") and are not executed. Of docs/ten-minutes/ the
+# page that needs nothing but psql is executed here, as a reader would.
 
 use strict;
 use warnings;
@@ -17,7 +19,6 @@ use FindBin;
 use lib "$FindBin::RealBin/lib";
 
 use Extension;
-use File::Basename qw(basename);
 use IPC::Run ();
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -96,9 +97,10 @@ sub broken_promises
 	return @broken;
 }
 
-foreach my $file ("$top/README.md", sort glob "$top/docs/*.md")
+foreach my $file (glob "$top/README.md $top/docs/*.md $top/clients/*/README.md")
 {
-	my $database = basename($file, '.md');
+	my $page = $file =~ s{^\Q$top\E/}{}r;
+	my $database = $page =~ s{^docs/|\.md$}{}gr =~ s{/}{-}gr;
 	my @blocks = blocks($file);
 
 	next unless @blocks;
@@ -107,7 +109,7 @@ foreach my $file ("$top/README.md", sort glob "$top/docs/*.md")
 	  unless grep { $_->{text} =~ /CREATE EXTENSION idempotency/ } @blocks;
 	foreach my $block (@blocks)
 	{
-		my $name = basename($file) . " line $block->{line}";
+		my $name = "$page line $block->{line}";
 
 	  SKIP:
 		{
@@ -128,6 +130,15 @@ foreach my $file ("$top/README.md", sort glob "$top/docs/*.md")
 			}
 		}
 	}
+}
+
+SKIP:
+{
+	skip 'no python3, which executes the page', 1 if system('python3 --version >/dev/null 2>&1') != 0;
+	$node->safe_psql('postgres', 'CREATE DATABASE ten_minutes');
+	local @ENV{qw(PGHOST PGPORT PGDATABASE)} = ($node->host, $node->port, 'ten_minutes');
+	my $output = `'$top/clients/ten-minutes' '$top/docs/ten-minutes/sql.md' 2>&1`;
+	ok($? == 0 && $output =~ /^all well/m, 'docs/ten-minutes/sql.md') or diag($output);
 }
 
 done_testing();
