@@ -19,7 +19,7 @@ my $clients = "$FindBin::RealBin/../clients";
 # What each needs: a command that succeeds where it can run.
 my %needs = (
 	java => 'javac -version && test -r ${JDBC_JAR:-/usr/share/java/postgresql.jar}',
-	node => "cd '$clients/node/example' && node -e 'require(\"pg\")'",
+	node => "cd '$clients/node/example' && node --input-type=module -e 'import \"pg\"; import \"idempotency-pg/leased\"'",
 	python => '${PYTHON:-/usr/bin/python3} -c "import psycopg2"',
 	sql => 'psql --version');
 

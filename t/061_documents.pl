@@ -1,6 +1,7 @@
 
-# What the documents print is true: every block marked "sql" in README.md and
-# docs/ is executed, in order, each document in a database of its own.
+# What the documents print is true: every block marked "sql" in README.md, docs/
+# and the clients' READMEs is executed, in order, each document in a database of
+# its own. And every link to a file or to a heading leads there.
 #
 #   -- => value          the statement before it returns this row
 #   <!-- fails: IK004 --> the block after it ends with this SQLSTATE
@@ -8,7 +9,8 @@
 #                        preloaded and installed
 #
 # A block is one psql session. Settings of the server itself stand in blocks
-# marked otherwise ("conf", "text") and are not executed.
+# marked otherwise ("conf", "text") and are not executed. Of docs/ten-minutes/ the
+# page that needs nothing but psql is executed here, as a reader would.
 
 use strict;
 use warnings;
@@ -17,7 +19,7 @@ use FindBin;
 use lib "$FindBin::RealBin/lib";
 
 use Extension;
-use File::Basename qw(basename);
+use File::Basename qw(dirname);
 use IPC::Run ();
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -96,9 +98,10 @@ sub broken_promises
 	return @broken;
 }
 
-foreach my $file ("$top/README.md", sort glob "$top/docs/*.md")
+foreach my $file (glob "$top/README.md $top/docs/*.md $top/clients/*/README.md")
 {
-	my $database = basename($file, '.md');
+	my $page = $file =~ s{^\Q$top\E/}{}r;
+	my $database = $page =~ s{^docs/|\.md$}{}gr =~ s{/}{-}gr;
 	my @blocks = blocks($file);
 
 	next unless @blocks;
@@ -107,7 +110,7 @@ foreach my $file ("$top/README.md", sort glob "$top/docs/*.md")
 	  unless grep { $_->{text} =~ /CREATE EXTENSION idempotency/ } @blocks;
 	foreach my $block (@blocks)
 	{
-		my $name = basename($file) . " line $block->{line}";
+		my $name = "$page line $block->{line}";
 
 	  SKIP:
 		{
@@ -129,5 +132,67 @@ foreach my $file ("$top/README.md", sort glob "$top/docs/*.md")
 		}
 	}
 }
+
+SKIP:
+{
+	skip 'no python3, which executes the page', 1 if system('python3 --version >/dev/null 2>&1') != 0;
+	$node->safe_psql('postgres', 'CREATE DATABASE ten_minutes');
+	local @ENV{qw(PGHOST PGPORT PGDATABASE)} = ($node->host, $node->port, 'ten_minutes');
+	my $output = `'$top/clients/ten-minutes' '$top/docs/ten-minutes/sql.md' 2>&1`;
+	ok($? == 0 && $output =~ /^all well/m, 'docs/ten-minutes/sql.md') or diag($output);
+}
+
+# A page without its blocks, where a bracket is no link and a # no heading.
+sub prose { return slurp_file($_[0]) =~ s/^\s*```.*?^\s*```\s*$//gmsr; }
+
+# The anchors of a page's headings, made as the forges make them.
+sub anchors
+{
+	my ($file) = @_;
+	my (%seen, @anchors);
+
+	foreach my $heading (prose($file) =~ /^#+ +(.+?) *$/gm)
+	{
+		my $anchor = lc($heading =~ s/\]\([^)]*\)//gr) =~ s/[^\w -]//gr =~ tr/ /-/r;
+		push @anchors, $seen{$anchor}++ ? "$anchor-" . ($seen{$anchor} - 1) : $anchor;
+	}
+	return @anchors;
+}
+
+sub broken_links
+{
+	my ($file) = @_;
+	my @broken;
+
+	foreach my $link (prose($file) =~ s/`[^`]*`//gr =~ /\]\(([^)\s]+)\)/g)
+	{
+		next if $link =~ /^\w+:/;
+		my ($path, $anchor) = $link =~ /^([^#]*)(?:#(.*))?$/;
+		my $target = $path eq '' ? $file : dirname($file) . "/$path";
+
+		push @broken, $link unless -e $target && (!defined $anchor || grep { $_ eq $anchor } anchors($target));
+	}
+	return @broken;
+}
+
+foreach my $file (glob "$top/*.md $top/*/*.md $top/*/*/*.md $top/*/*/*/*.md")
+{
+	is_deeply([ broken_links($file) ], [], 'links of ' . $file =~ s{^\Q$top\E/}{}r);
+}
+
+# That a broken one is found.
+my $page = PostgreSQL::Test::Utils::tempdir() . '/page.md';
+append_to_file($page, <<'PAGE');
+# One `a_b`, two
+## One `a_b`, two
+[file](page.md), [heading](#one-a_b-two), [second](page.md#one-a_b-two-1), [elsewhere](https://example.com/#x), `[no](link)`
+[no file](pages.md), [no
+heading](#three), [neither](pages.md#one-a_b-two), [commented](#out)
+```text
+# out
+[no](link)
+```
+PAGE
+is_deeply([ broken_links($page) ], [ 'pages.md', '#three', 'pages.md#one-a_b-two', '#out' ], 'broken links are found');
 
 done_testing();

@@ -24,10 +24,10 @@ install_test_tools()
 		done
 		install_packages "${available[@]}"
 	fi
-	# The driver of clients/node/example; without npm or its registry that test is skipped.
-	if wanted tap && command -v npm >/dev/null &&
-		npm install --prefix "$work/npm" --no-audit --no-fund pg@8 >/dev/null 2>&1; then
-		export NODE_PATH=$work/npm/node_modules
+	# The driver of clients/node/example, in a folder above the copy of the checkout, where Node.js looks for packages.
+	# Without npm or its registry that test is skipped.
+	if wanted tap && command -v npm >/dev/null; then
+		npm install --prefix "$work" --no-audit --no-fund --no-package-lock pg@8 >/dev/null 2>&1 || true
 	fi
 }
 

@@ -49,7 +49,7 @@ run_tap()
 		as_server env PATH="$bindir:$PATH" TMPDIR="$work/t" \
 			PG_CONFIG="$pg_config" PG_REGRESS="$test_programs/regress/pg_regress" \
 			TESTDIR="$work/tap" TESTDATADIR="$work/tap/tmp_check" TESTLOGDIR="$logs" \
-			PG_TEST_PORT_DIR="$work/tap/portlock" ${NODE_PATH:+NODE_PATH="$NODE_PATH"} \
+			PG_TEST_PORT_DIR="$work/tap/portlock" \
 			perl "$tree/scripts/test-lib/tap_harness.pl" 2 "$work/tap/results" "$test_programs/perl" "${tests[@]}"
 	) 2>&1 && return
 	if [ -s "$work/tap/results.failed" ]; then

@@ -1,9 +1,9 @@
-'use strict';
-
 // Runs shop.js against the database that the PG* variables name.
-
-const assert = require('assert');
-const shop = require('./shop');
+import assert from 'node:assert/strict';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { claim, complete, effectKey, kind, lookup } from 'idempotency-pg';
+import { NothingHappened } from 'idempotency-pg/leased';
+import * as shop from './shop.js';
 
 /** A card network that honours the key that it is given. */
 class Network {
@@ -11,7 +11,7 @@ class Network {
   mood = 'well';
 
   async charge(key) {
-    if (this.mood === 'refused') throw new shop.NothingSent('connection refused');
+    if (this.mood === 'refused') throw new NothingHappened('connection refused');
     if (this.mood === 'declined') throw new shop.Declined('card declined');
     if (this.mood === 'fatal') await this.terminateBackends();
     if (!this.charges.has(key)) this.charges.set(key, `ch_${this.charges.size + 1}`);
@@ -21,13 +21,13 @@ class Network {
 }
 
 function check(what, got, expected) {
-  assert.deepStrictEqual(got, expected, `FAILED ${what}: got ${JSON.stringify(got)}`);
+  assert.deepEqual(got, expected, `FAILED ${what}: got ${JSON.stringify(got)}`);
   console.log(`ok  ${what}`);
 }
 
 /** Whether the process hears that its idle connections were ended. */
 async function connectionsEnded(pool) {
-  while (pool.totalCount > 0) await new Promise((resolve) => { setTimeout(resolve, 10); });
+  while (pool.totalCount > 0) await sleep(10);
 }
 
 async function main(pool) {
@@ -91,10 +91,9 @@ async function main(pool) {
   check('and booked once', await one('SELECT count(*) FROM example_node.payments WHERE amount = 1'), '4');
 
   // A person asks the network with the same key, hears that it was charged, and records that.
-  const effectKey = await one(`SELECT idempotency.effect_key('node', 'POST /charges', 'c-4', 'charge')`);
-  const token = await one(`SELECT token FROM idempotency.abandoned WHERE scope = 'node' AND key = 'c-4'`);
-  await pool.query(`SELECT idempotency.complete('node', 'POST /charges', 'c-4', 201, $1, token => $2)`,
-    [network.charges.get(effectKey), token]);
+  const held = { scope: 'node', operation: 'POST /charges', key: 'c-4' };
+  const found = network.charges.get(await effectKey(pool, held, 'charge'));
+  await complete(pool, held, { status: 201, body: found, token: (await lookup(pool, held)).token });
   check('decided', (await charge('c-4', 8)).body, 'ch_3');
 
   // 3. the webhook
@@ -103,9 +102,8 @@ async function main(pool) {
   check('booked once', await one('SELECT count(*) FROM example_node.ledger'), '1');
 
   // 4. autocommit: the claim would end with its own statement
-  const state = await pool.query(`SELECT outcome FROM idempotency.claim('node', 'POST /orders', $1)`, ['autocommit'])
-    .then(() => 'no error', (error) => error.code);
-  check('a claim in autocommit fails', state, 'IK004');
+  const autocommit = claim(pool, { scope: 'node', operation: 'POST /orders', key: 'autocommit' }, { compare: false });
+  check('a claim in autocommit fails', await autocommit.then(() => 'no error', kind), 'left_open');
   console.log('all well');
 }
 

@@ -4,10 +4,8 @@ CREATE EXTENSION IF NOT EXISTS idempotency;
 DROP SCHEMA IF EXISTS example_sql CASCADE;
 CREATE SCHEMA example_sql;
 CREATE TABLE example_sql.orders (id int GENERATED ALWAYS AS IDENTITY, account text, item int);
-CREATE TABLE example_sql.payments (account text, amount int);
+CREATE TABLE example_sql.payments (account text, charge text, amount int);
 CREATE TABLE example_sql.ledger (event text, amount int);
--- The card network: it honours the key that it is given.
-CREATE TABLE example_sql.network (effect_key text PRIMARY KEY, amount int);
 DO $$
 BEGIN
 	PERFORM idempotency.forget_scope('sql', force => true), idempotency.forget('provider', 'webhook', 'evt_sql');
