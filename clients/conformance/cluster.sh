@@ -9,11 +9,12 @@
 started=()
 databases=0
 
-# A server that runs as somebody other than root and listens on a socket below
-# the work folder. Exports how it is reached.
+# A server that runs as somebody other than root. It listens on a socket below the
+# work folder and, for drivers that know no sockets, on this machine's own address.
+# Exports how it is reached.
 start_private_server()
 {
-	local data=$work/server/data
+	local data=$work/server/data port
 
 	if [ "${INSTALLED:-no}" != yes ]; then
 		copy_tree "$work/tree"
@@ -23,9 +24,11 @@ start_private_server()
 	[ "$(id -u)" -ne 0 ] || chown "$server_user:" "$work/server"
 	as_server "$bindir/initdb" -D "$data" -U postgres -A trust -E UTF8 --no-locale --no-sync >"$work/initdb.log" 2>&1 ||
 		die "initdb failed: $(tail -n 3 "$work/initdb.log")"
+	port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 	as_server tee -a "$data/postgresql.conf" >/dev/null <<-EOC
 		shared_preload_libraries = 'idempotency'
-		listen_addresses = ''
+		listen_addresses = '127.0.0.1'
+		port = $port
 		unix_socket_directories = '$work/server'
 		fsync = off
 		log_line_prefix = '%m [%p] %q%u@%d '
@@ -34,7 +37,7 @@ start_private_server()
 		tail -n 20 "$work/server/log"
 		die "the server did not start; see the end of its log above"
 	}
-	export PGHOST=$work/server PGPORT=5432 PGUSER=postgres PSQL=$bindir/psql SERVER_USER=$server_user
+	export PGHOST=$work/server PGPORT=$port PGUSER=postgres PSQL=$bindir/psql SERVER_USER=$server_user
 }
 
 stop_all()
