@@ -1,51 +1,140 @@
-// Package idempotency is the PostgreSQL extension of that name for database/sql: its calls with typed outcomes (this file), errors
-// and transactions (errors.go), work that leaves the database (leased.go), and the header Idempotency-Key (http.go, answer.go).
-// It imports no driver; lib/pq and pgx's adapter are tested.
+// Package idempotency is the PostgreSQL extension of that name for database/sql: its calls with typed outcomes and errors (client.go),
+// work that leaves the database (leased.go), and the header Idempotency-Key (http.go). It imports no driver; lib/pq and pgx are tested.
 package idempotency
 
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"math/rand"
+	"net"
+	"reflect"
 	"strings"
 	"time"
 )
 
 // Querier is a *sql.DB, *sql.Conn or *sql.Tx.
 type Querier interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
 // ID is the identity of a piece of work. The scope is nothing that the client can choose.
 type ID struct{ Scope, Operation, Key string }
 
-// Outcome of a claim. Go on only after Claimed. Failed is of RunLeased only: nothing happened.
-type Outcome string
+// Options are what a call is told beside the ID. What is zero is not named, so that the server's defaults and the policies hold.
+type Options struct {
+	Body         []byte            // what Claim and Run compare by: the request as it came, JSON or not; []byte{} where it is empty
+	Params       map[string]string // path parameters, which belong to the request as its body does
+	NoComparison bool              // has to be said, since a Body that was forgotten would switch the comparison off
+	Answer       *Answer           // of Complete; of Run its status and headers
+	State, Args  any               // are made JSON
 
-const (
-	Claimed, Replayed, InProgress Outcome = "claimed", "replay", "in_progress"
-	Mismatch, Held, Failed        Outcome = "mismatch", "held", "failed"
+	TTL, Lease, Wait, RetryIn                                           time.Duration
+	Note, Error, Reason, RecoveryPoint, Step, Command, WaitFor, ClaimID string
+	Token                                                               int64
+	MaxRows                                                             int
+	HoldIfAbandoned, RefuseRepeat                                       bool
+}
+
+type argument struct {
+	name, cast string
+	value      any
+}
+
+// Verb is a call about a key, or about an operation. It has a result, or an error.
+type Verb[T any] func(ctx context.Context, db Querier, id ID, o Options) (T, error)
+
+// The result travels as JSON, so that one way serves every call and driver. Every parameter is cast, so that prepared, unprepared and
+// pooled connections agree on its type.
+func verb[T any](name, result string) Verb[T] {
+	return func(ctx context.Context, db Querier, id ID, o Options) (found T, err error) {
+		given, values := []string{}, []any{}
+		// fingerprint_bytes also takes what jsonb refuses, and of what jsonb takes it is the fingerprint of the parsed request.
+		const digest = "idempotency.fingerprint_bytes($1::bytea)"
+		switch {
+		case o.Body == nil && !o.NoComparison && (name == "claim" || name == "run"):
+			return found, errors.New("idempotency: the request is nil; say NoComparison if that is meant")
+		case o.Body == nil || o.NoComparison:
+		case len(o.Params) == 0:
+			given, values = append(given, "fingerprint => "+digest), append(values, o.Body)
+		default:
+			given = append(given, "request => jsonb_build_object('params', $2::text::jsonb, 'body', encode("+digest+", 'hex'))")
+			values = append(values, o.Body, encoded(o.Params))
+		}
+		for _, a := range append([]argument{
+			{"scope", "text", id.Scope}, {"operation", "text", id.Operation}, {"key", "text", id.Key}, {"note", "text", o.Note},
+			{"ttl", "interval", o.TTL}, {"lease", "interval", o.Lease}, {"wait", "interval", o.Wait}, {"retry_in", "interval", o.RetryIn},
+			{"error", "text", o.Error}, {"reason", "text", o.Reason}, {"recovery_point", "text", o.RecoveryPoint}, {"step", "text", o.Step},
+			{"command", "text", o.Command}, {"wait_for", "text", o.WaitFor}, {"claim_id", "uuid", o.ClaimID}, {"token", "bigint", o.Token},
+			{"hold_if_abandoned", "boolean", o.HoldIfAbandoned}, {"refuse_repeat", "boolean", o.RefuseRepeat}, {"max_rows", "int", o.MaxRows},
+			{"state", "text::jsonb", encoded(o.State)}, {"args", "text::jsonb", encoded(o.Args)},
+		}, o.Answer.recorded()...) {
+			if reflect.ValueOf(a.value).IsZero() {
+				continue
+			} else if d, ok := a.value.(time.Duration); ok {
+				a.value = fmt.Sprintf("%d us", d.Microseconds())
+			}
+			values = append(values, a.value)
+			given = append(given, fmt.Sprintf("%s => $%d::%s", a.name, len(values), a.cast))
+		}
+		var text []byte
+		query := fmt.Sprintf("SELECT %s::text FROM idempotency.%s(%s) AS result", result, name, strings.Join(given, ", "))
+		if err = db.QueryRowContext(ctx, query, values...).Scan(&text); err == nil {
+			err = json.Unmarshal(text, &found)
+		}
+		return found, err
+	}
+}
+
+// One result, or null; or a list.
+const one, all = "coalesce(json_agg(result)->0, 'null')", "coalesce(json_agg(result), '[]')"
+
+// The calls. An option that is none of the call's is refused by the server.
+var (
+	Claim         = verb[*Record]("claim", one)       // go on only if the Outcome is Claimed
+	Run           = verb[*Record]("run", one)         // the Command with its Args, claimed and completed in one call
+	Complete      = verb[Time]("complete", one)       // with the Answer; until when it is remembered
+	Fail          = verb[bool]("fail", one)           // nothing happened: the next attempt does it
+	RecordFailure = verb[bool]("record_failure", one) // the same after a rollback, for who had no lease
+	Hold          = verb[int64]("hold", one)          // nobody knows: for a person, by the token that is returned
+	Extend        = verb[Time]("extend", one)         // the lease; until when
+	Checkpoint    = verb[Time]("checkpoint", one)     // at RecoveryPoint, with State
+	Release       = verb[bool]("release", one)        // as if it had not been claimed
+	EffectKey     = verb[string]("effect_key", one)   // what an outside party is given, by Step
+	Replay        = verb[*Record]("replay", one)      // nil is never a permission to do the work
+	Lookup        = verb[*Record]("lookup", one)      // nil does not mean that nobody is at it
+	// ClaimAbandoned takes over what others have left behind of an operation, MaxRows at most. Each has its token.
+	ClaimAbandoned = verb[[]*Record]("claim_abandoned", all)
+	once           = verb[bool]("once", one)
 )
 
-// Record is what claim, run, claim_abandoned, lookup and replay tell of a key, each as much of it as it knows.
+// Once is true the first time. It asks for the transaction of the event's work: by itself it would remember what nobody did, the
+// more so as database/sql sends a statement again whose answer lib/pq has lost.
+func Once(ctx context.Context, tx *sql.Tx, id ID, o Options) (bool, error) {
+	return once(ctx, tx, id, o)
+}
+
+// Record is what Claim, Run, ClaimAbandoned, Lookup and Replay tell of a key, each as much of it as it knows.
 type Record struct {
-	ID
-	Outcome            Outcome         // of claim, run
-	Status             string          // of lookup
-	Token              int64           // an integer all the way: a float would be rounded some day, and its owner refused
+	ID                        // of ClaimAbandoned, and for Work
+	EffectKey          string `json:"-"` // for Work: what the outside party is given
+	Outcome            Kind   // of Claim, Run
+	Status             string // of Lookup
+	Note, Rival        string
+	Token              int64           // all the way: a float would be rounded some day, and its owner refused
 	Attempt            int             `json:"attempt"`
 	TakenOver          bool            `json:"taken_over"`
 	Abandoned          bool            `json:"abandoned"`
 	FingerprintChecked bool            `json:"fingerprint_checked"`
 	RecoveryPoint      string          `json:"recovery_point"`
 	LastError          string          `json:"last_error"`
-	Note               string          `json:"note"`
-	State              json.RawMessage // null without one
+	State              json.RawMessage `json:"state"` // null without one
 	RetryAfterMS       int64           `json:"retry_after_ms"`
-	Rival              string          `json:"rival"`
 	CreatedAt          Time            `json:"created_at"`
 	CompletedAt        Time            `json:"completed_at"`
 	ExpiresAt          Time            `json:"expires_at"`
@@ -55,7 +144,6 @@ type Record struct {
 	ResponseHeaders    json.RawMessage `json:"response_headers"`
 	ResponseBody       string          `json:"response_body"`
 	ResponseBytes      Bytes           `json:"response_bytes"`
-	EffectKey          string          `json:"-"` // of a Job: what the outside party is given
 }
 
 // Time is zero where it is not known, and where it is never.
@@ -68,179 +156,99 @@ func (t *Time) UnmarshalJSON(text []byte) error {
 	return t.Time.UnmarshalJSON(text)
 }
 
-// Bytes are nil where there are none.
+// Bytes are nil where there are none. They are read as bytea_output = 'hex' writes them, with the backslash that JSON doubles.
 type Bytes []byte
 
 func (b *Bytes) UnmarshalJSON(text []byte) (err error) {
-	written := strings.Trim(string(text), `"`)
-	if written == "null" {
-		return nil
-	} else if !strings.HasPrefix(written, `\\x`) { // in JSON a backslash is two
-		return errors.New(`idempotency: bytea_output has to be "hex"`)
+	if string(text) != "null" {
+		*b, err = hex.DecodeString(strings.TrimSuffix(strings.TrimPrefix(string(text), `"\\x`), `"`))
 	}
-	*b, err = hex.DecodeString(written[len(`\\x`):])
 	return err
 }
 
-// Request is what a key is compared by: an argument and no option, since one that was forgotten would switch the comparison off.
-type Request struct {
-	bytes  []byte
-	params map[string]string
-	none   bool
+// Kind is how a call has ended: the outcome of a claim, or what to do about an error. Go on only after Claimed. Failed is of RunLeased
+// only: nothing happened. TooLarge is permanent: never "try again". Other is a fault of the program.
+type Kind string
+
+const (
+	Claimed, Replayed, InProgress, Mismatch, Held Kind = "claimed", "replay", "in_progress", "mismatch", "held"
+	Failed, StaleClaim, NotClaimed, LeftOpen      Kind = "failed", "stale_claim", "not_claimed", "left_open"
+	OtherCompletion, Redacted, TooLarge           Kind = "other_completion", "redacted", "too_large"
+	BadRequest, Retry, WaitTimeout                Kind = "bad_request", "retry", "wait_timeout"
+	Unavailable, Other                            Kind = "unavailable", "other"
+)
+
+var kinds = map[string]Kind{ // of an SQLSTATE, or of its class
+	"IK001": StaleClaim, "IK002": NotClaimed, "IK003": OtherCompletion, "IK004": LeftOpen, "IK005": Held, "IK006": Redacted,
+	"40001": Retry, "40P01": Retry, "55P03": WaitTimeout, "54000": TooLarge, "22": BadRequest, "08": Unavailable,
+	"57P01": Unavailable, "57P02": Unavailable, "57P03": Unavailable, "53300": Unavailable, "25006": Unavailable,
 }
 
-// NoComparison takes a key for the same request, whatever it is used for.
-var NoComparison = Request{none: true}
+// The error of lib/pq or pgx, however it is wrapped.
+func coded(err error) (e interface{ SQLState() string }) { errors.As(err, &e); return e }
 
-// Body is a request as it came over the wire, JSON or not: bytes, so that JSON cannot be encoded twice. An empty body is []byte{}; nil is
-// a request that was forgotten.
-func Body(body []byte) Request { return Request{bytes: body} }
-
-// With adds path parameters, which belong to the request as its body does.
-func (r Request) With(params map[string]string) Request { r.params = params; return r }
-
-// Option is a named argument. What is not given is not named, so that the server's defaults and the policies hold; and what is
-// given is never NULL, which drivers write in ways of their own (pgx's simple protocol: nil bytes as '\x').
-type Option struct {
-	name, expression string // a ? for each of the values
-	values           []any
-}
-
-func option(name, cast string, value any) Option { return Option{name, "?::" + cast, []any{value}} }
-func interval(name string, d time.Duration) Option {
-	return option(name, "interval", fmt.Sprintf("%d us", d.Microseconds()))
-}
-func TTL(d time.Duration) Option         { return interval("ttl", d) }
-func Lease(d time.Duration) Option       { return interval("lease", d) }
-func Wait(d time.Duration) Option        { return interval("wait", d) }
-func RetryIn(d time.Duration) Option     { return interval("retry_in", d) }
-func WaitFor(rival string) Option        { return option("wait_for", "text", rival) }
-func ClaimID(uuid string) Option         { return option("claim_id", "uuid", uuid) }
-func Token(token int64) Option           { return option("token", "bigint", token) }
-func Note(note string) Option            { return option("note", "text", note) }
-func HoldIfAbandoned() Option            { return option("hold_if_abandoned", "boolean", true) }
-func RefuseRepeat() Option               { return option("refuse_repeat", "boolean", true) }
-func State(state json.RawMessage) Option { return option("state", "text::jsonb", string(state)) }
-func Args(args json.RawMessage) Option   { return option("args", "text::jsonb", string(args)) }
-
-// The rows of a call. They travel as JSON, so that one way serves every call and driver. Every parameter is cast, so that prepared,
-// unprepared and pooled connections agree on its type.
-func rows[T any](ctx context.Context, db Querier, name string, options ...Option) (all []T, err error) {
-	var arguments []string
-	var values []any
-	for _, o := range options {
-		values = append(values, o.values...)
-		arguments = append(arguments, o.name+" => "+o.expression)
-	}
-	call := name + "(" + strings.Join(arguments, ", ") + ")"
-	for i := range values {
-		call = strings.Replace(call, "?", fmt.Sprintf("$%d", i+1), 1)
-	}
-	found, err := db.QueryContext(ctx, "SELECT coalesce(to_json(result), 'null')::text FROM idempotency."+call+" AS result", values...)
-	if err != nil {
-		return nil, err
-	}
-	defer found.Close()
-	for found.Next() && err == nil {
-		text, row := []byte(nil), *new(T)
-		if err = found.Scan(&text); err == nil {
-			err = json.Unmarshal(text, &row)
+// KindOf tells an error by its SQLSTATE, or as a lost connection. A request that was given up counts as one.
+func KindOf(err error) Kind {
+	if e := coded(err); e != nil && len(e.SQLState()) == 5 {
+		if kind := kinds[e.SQLState()] + kinds[e.SQLState()[:2]]; kind != "" {
+			return kind
 		}
-		all = append(all, row)
+		return Other
 	}
-	if err == nil {
-		err = found.Err()
+	var network net.Error                      // a deadline that has passed, too
+	var closed interface{ SafeToRetry() bool } // pgx: a connection that is closed, and the like
+	is := func(lost error) bool { return errors.Is(err, lost) }
+	if errors.As(err, &network) || errors.As(err, &closed) || is(driver.ErrBadConn) || is(sql.ErrConnDone) || is(io.EOF) ||
+		is(io.ErrUnexpectedEOF) || is(context.Canceled) {
+		return Unavailable
 	}
-	return all, err
+	return Other
 }
 
-// The row of a call about one key. There is one, or an error, but of lookup and replay.
-func row[T any](ctx context.Context, db Querier, name string, id ID, own []Option, options ...Option) (result T, err error) {
-	identity := []Option{option("scope", "text", id.Scope), option("operation", "text", id.Operation), option("key", "text", id.Key)}
-	all, err := rows[T](ctx, db, name, append(append(identity, own...), options...)...)
-	if err == nil && len(all) > 0 {
-		result = all[0]
+// Reason of StaleClaim: taken_over, completed or forgotten. It travels in the field that is Constraint in lib/pq, ConstraintName in pgx.
+func Reason(err error) string {
+	var e struct{ Constraint, ConstraintName string }
+	text, _ := json.Marshal(coded(err))
+	json.Unmarshal(text, &e)
+	return e.Constraint + e.ConstraintName
+}
+
+// Transaction is BEGIN, fn, COMMIT; all of it again where the server asks for that. Where fn panics it is rolled back, too.
+func Transaction(ctx context.Context, db *sql.DB, fn func(*sql.Tx) error) error {
+	return again(ctx, conflict, func() error {
+		tx, err := db.BeginTx(ctx, nil)
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback() // nothing after COMMIT; the driver gives up a connection on which it fails
+		if err := fn(tx); err != nil {
+			return err
+		}
+		return tx.Commit()
+	})
+}
+
+var (
+	conflict = map[Kind]bool{Retry: true}
+	loss     = map[Kind]bool{Retry: true, Unavailable: true}
+	// What an owner is told whose claim is somebody else's by now, or was settled by a call whose answer was lost.
+	gone = map[Kind]bool{StaleClaim: true, NotClaimed: true, Held: true}
+)
+
+// Runs fn until it gets no error of these kinds, five times at most, with growing pauses that rivals do not share.
+func again(ctx context.Context, kinds map[Kind]bool, fn func() error) error {
+	for attempt := 1; ; attempt++ {
+		err := fn()
+		if attempt == 5 || !kinds[KindOf(err)] {
+			return err
+		}
+		pause(ctx, 10*time.Millisecond+time.Duration(rand.Int63n(int64(40*time.Millisecond)<<attempt)))
 	}
-	return result, err
 }
 
-// fingerprint_bytes also takes what jsonb refuses, and of what it takes it is the fingerprint of the parsed request.
-func claiming(ctx context.Context, db Querier, name string, id ID, r Request, own, options []Option) (*Record, error) {
-	const digest = "idempotency.fingerprint_bytes(?::bytea)"
-	switch params, _ := json.Marshal(r.params); {
-	case r.none:
-	case r.bytes == nil:
-		return nil, errors.New("idempotency: the request is nil; say NoComparison if that is meant")
-	case len(r.params) > 0:
-		own = append(own, Option{"request", "jsonb_build_object('params', ?::text::jsonb, 'body', encode(" + digest + ", 'hex'))",
-			[]any{string(params), r.bytes}})
-	default:
-		own = append(own, Option{"fingerprint", digest, []any{r.bytes}})
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
 	}
-	record, err := row[*Record](ctx, db, name, id, own, options...)
-	if err != nil {
-		return nil, err
-	}
-	switch record.ID = id; record.Outcome {
-	case Claimed, Replayed, InProgress, Mismatch, Held:
-		return record, nil
-	}
-	return nil, fmt.Errorf("idempotency: unknown outcome %q", record.Outcome) // never go on with it
-}
-
-func text(name, value string) []Option { return []Option{option(name, "text", value)} }
-
-func Claim(ctx context.Context, db Querier, id ID, request Request, options ...Option) (*Record, error) {
-	return claiming(ctx, db, "claim", id, request, nil, options)
-}
-func Run(ctx context.Context, db Querier, id ID, request Request, command string, options ...Option) (*Record, error) {
-	return claiming(ctx, db, "run", id, request, text("command", command), options)
-}
-func Complete(ctx context.Context, db Querier, id ID, answer *Answer, options ...Option) (expires Time, err error) {
-	return row[Time](ctx, db, "complete", id, answer.options(), options...)
-}
-func Fail(ctx context.Context, db Querier, id ID, reason string, options ...Option) error {
-	_, err := row[bool](ctx, db, "fail", id, text("error", reason), options...)
-	return err
-}
-func RecordFailure(ctx context.Context, db Querier, id ID, reason string, options ...Option) (recorded bool, err error) {
-	return row[bool](ctx, db, "record_failure", id, text("error", reason), options...)
-}
-func Hold(ctx context.Context, db Querier, id ID, reason string, options ...Option) (token int64, err error) {
-	return row[int64](ctx, db, "hold", id, text("reason", reason), options...)
-}
-func Extend(ctx context.Context, db Querier, id ID, options ...Option) (until Time, err error) {
-	return row[Time](ctx, db, "extend", id, nil, options...)
-}
-func Checkpoint(ctx context.Context, db Querier, id ID, recoveryPoint string, options ...Option) (until Time, err error) {
-	return row[Time](ctx, db, "checkpoint", id, text("recovery_point", recoveryPoint), options...)
-}
-func Release(ctx context.Context, db Querier, id ID, options ...Option) error {
-	_, err := row[bool](ctx, db, "release", id, nil, options...)
-	return err
-}
-func EffectKey(ctx context.Context, db Querier, id ID, step string) (string, error) {
-	return row[string](ctx, db, "effect_key", id, text("step", step))
-}
-
-// Once is true the first time. It asks for the transaction of the event's work: by itself it would remember what nobody did, the
-// more so as database/sql sends a statement again whose answer lib/pq has lost.
-func Once(ctx context.Context, tx *sql.Tx, id ID, options ...Option) (bool, error) {
-	return row[bool](ctx, tx, "once", id, nil, options...)
-}
-
-// Replay has the recorded answer, or is nil. Nil is never a permission to do the work.
-func Replay(ctx context.Context, db Querier, id ID) (*Record, error) {
-	return row[*Record](ctx, db, "replay", id, nil)
-}
-
-// Lookup is what is known of a key, or nil: which does not mean that nobody is at it.
-func Lookup(ctx context.Context, db Querier, id ID) (*Record, error) {
-	return row[*Record](ctx, db, "lookup", id, nil)
-}
-
-// ClaimAbandoned takes over what others have left behind. Each has its token.
-func ClaimAbandoned(ctx context.Context, db Querier, operation string, maxRows int, options ...Option) ([]*Record, error) {
-	own := append(text("operation", operation), option("max_rows", "int", maxRows))
-	return rows[*Record](ctx, db, "claim_abandoned", append(own, options...)...)
 }

@@ -4,28 +4,25 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// Job is work that leaves the database: the claim is committed first, with a lease, and what became of the work is recorded afterwards.
+// Work leaves the database: the claim is committed first, with a lease, and what became of the work is recorded afterwards.
 //
-// Do says by its end what is known. An answer, a refusal such as 402 as well, is recorded, in one transaction with what its Book
+// It says by its end what is known. An answer, a refusal such as 402 as well, is recorded, in one transaction with what its Book
 // writes. ErrNothingHappened, wrapped or not, lets the next attempt do it. Any other error, or a panic, means that nobody knows, and the
 // key is held for a person. The context ends when the claim is lost, and not when the client hangs up.
-type Job struct {
-	Lease time.Duration
-	Step  string // of the effect key
-	Do    func(ctx context.Context, claim *Record) (*Answer, error)
-}
+type Work func(ctx context.Context, claim *Record) (*Answer, error)
 
+// ErrNothingHappened is the error of Work that has had no effect.
 var ErrNothingHappened = errors.New("nothing happened")
 
-// A context that does not end: what became of the work has to be recorded.
+// A context that does not end, since what became of the work has to be recorded; with the values of the request's.
 type detached struct{ context.Context }
 
 func (detached) Deadline() (deadline time.Time, ok bool) { return }
@@ -35,153 +32,127 @@ func (detached) Err() error                              { return nil }
 var waiting sync.Map // *sql.DB: *atomic.Int64
 
 // A claim that waits keeps its connection, so only half of the pool may; who comes then does not wait.
-func capped(ctx context.Context, pool *sql.DB, db Querier, id ID, request Request, options []Option) (*Record, error) {
-	counter, _ := waiting.LoadOrStore(pool, new(atomic.Int64))
-	waiters, size := counter.(*atomic.Int64), pool.Stats().MaxOpenConnections
-	var allowed []Option
-	for _, o := range options {
-		if o.name == "wait" {
-			defer waiters.Add(-1)
-			if waiters.Add(1) > int64(size/2) && size > 0 {
-				continue
-			}
+func capped(ctx context.Context, pool *sql.DB, db Querier, id ID, o Options) (*Record, error) {
+	if size := pool.Stats().MaxOpenConnections; size > 0 && o.Wait > 0 {
+		counter, _ := waiting.LoadOrStore(pool, new(atomic.Int64))
+		waiters := counter.(*atomic.Int64)
+		defer waiters.Add(-1)
+		if waiters.Add(1) > int64(size/2) {
+			o.Wait = 0
 		}
-		allowed = append(allowed, o)
 	}
-	return Claim(ctx, db, id, request, allowed...)
+	return Claim(ctx, db, id, o)
 }
 
-// RunLeased claims and does the work. The outcome is Claimed with the work's answer, Failed, Held, or what the claim got.
-func RunLeased(ctx context.Context, db *sql.DB, id ID, request Request, state any, job Job, options ...Option) (
-	claim *Record, answer *Answer, err error) {
-
+// RunLeased claims, by a Lease, and does the work. The outcome is Claimed with the work's answer, Failed, Held, or what the claim got.
+func RunLeased(ctx context.Context, db *sql.DB, id ID, o Options, work Work) (claim *Record, answer *Answer, err error) {
 	ctx = detached{ctx}
-	encoded, err := json.Marshal(state)
 	attempt := make([]byte, 16) // if the answer to the claim is lost, the same id gets the same token
-	if _, e := rand.Read(attempt); e != nil || err != nil {
-		return nil, nil, fmt.Errorf("idempotency: no state (%v), or no random number (%v)", err, e)
+	if _, err := rand.Read(attempt); err != nil {
+		return nil, nil, err
 	}
-	options = append([]Option{Lease(job.Lease), State(encoded), ClaimID(fmt.Sprintf("%x", attempt))}, options...)
-	err = Again(ctx, func() (err error) { claim, err = capped(ctx, db, db, id, request, options); return }, Unavailable, Retry)
+	asked := o
+	asked.ClaimID, asked.Step = fmt.Sprintf("%x", attempt), ""
+	err = again(ctx, loss, func() (err error) { claim, err = capped(ctx, db, db, id, asked); return })
 	if err == nil && claim.Outcome == Claimed {
-		answer, err = finish(ctx, db, claim, job)
+		claim.ID = id
+		answer, err = finish(ctx, db, claim, o, work)
 	}
 	return claim, answer, err
 }
 
-// Completer drives on what others have left behind, until the context ends, and then finishes what it has begun. It takes two at a
-// time, because both begin at once.
-func Completer(ctx context.Context, db *sql.DB, operation string, job Job, report func(error)) {
+// Completer drives on what others have left behind, one after the other, until the context ends, and then finishes what it has begun.
+// Several may run at once. The Lease is a minute unless another is given.
+func Completer(ctx context.Context, db *sql.DB, operation string, o Options, work Work, report func(error)) {
+	if o.Lease == 0 {
+		o.Lease = time.Minute
+	}
 	for ctx.Err() == nil {
-		claims, err := ClaimAbandoned(ctx, db, operation, 2, Lease(job.Lease))
+		claims, err := ClaimAbandoned(ctx, db, ID{Operation: operation}, Options{Lease: o.Lease, MaxRows: 1})
+		for _, claim := range claims {
+			_, err = finish(detached{ctx}, db, claim, o, work)
+		}
 		if err != nil {
 			report(err) // such as a database that is down: later, then
 		}
-		var all sync.WaitGroup
-		for _, claim := range claims {
-			all.Add(1)
-			go func(claim *Record) {
-				defer all.Done()
-				if _, err := finish(detached{ctx}, db, claim, job); err != nil {
-					report(err)
-				}
-			}(claim)
-		}
-		all.Wait()
-		select {
-		case <-time.After(time.Second):
-		case <-ctx.Done():
+		if len(claims) == 0 {
+			pause(ctx, time.Second)
 		}
 	}
 }
 
-func finish(ctx context.Context, db *sql.DB, claim *Record, job Job) (answer *Answer, err error) {
-	// What a repeat finds settled was settled by the call whose answer was lost, or is somebody else's by now.
-	settle := func(outcome Outcome, why error) error {
-		claim.Outcome, claim.LastError = outcome, why.Error()
-		err := Again(ctx, func() (err error) {
-			if outcome == Failed {
-				return Fail(ctx, db, claim.ID, why.Error(), Token(claim.Token))
-			}
-			_, err = Hold(ctx, db, claim.ID, why.Error(), Token(claim.Token))
-			return err
-		}, Unavailable, Retry)
-		if KindOf(err).in(StaleClaim, NotClaimed, IsHeld) {
-			return nil
+// The work, and what becomes of it. A panic is an error like others: nobody knows how far it got.
+func finish(ctx context.Context, db *sql.DB, claim *Record, o Options, work Work) (answer *Answer, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			answer, err = nil, settle(ctx, db, claim, Held, fmt.Errorf("panic: %v", p))
 		}
-		return err
-	}
-	err = Again(ctx, func() (err error) { claim.EffectKey, err = EffectKey(ctx, db, claim.ID, job.Step); return }, Unavailable)
-	if err != nil {
+	}()
+	id, own, step := claim.ID, Options{Token: claim.Token}, Options{Step: o.Step}
+	if err = again(ctx, loss, func() (err error) { claim.EffectKey, err = EffectKey(ctx, db, id, step); return }); err != nil {
 		return nil, err
 	}
-	answer, lost, err := do(ctx, db, claim, job)
+	working, stop := context.WithCancel(ctx)
+	defer stop()
+	lost := make(chan error, 1)
+	go func() { // three beats to a lease; who cannot reach the database goes on, and tries at the next
+		for pause(working, o.Lease/3); working.Err() == nil; pause(working, o.Lease/3) {
+			if _, err := Extend(working, db, id, own); gone[KindOf(err)] {
+				lost <- err
+				stop()
+			}
+		}
+	}()
+	answer, err = work(working, claim)
+	stop()
 	switch {
-	case lost != nil:
-		return nil, lost // not the owner any more: there is nothing to record
+	case len(lost) > 0: // not the owner any more: there is nothing to record
+		return nil, <-lost
 	case errors.Is(err, ErrNothingHappened):
-		return nil, settle(Failed, err)
+		return nil, settle(ctx, db, claim, Failed, err)
 	case err != nil:
-		return nil, settle(Held, err)
+		return nil, settle(ctx, db, claim, Held, err)
+	case answer == nil:
+		return nil, settle(ctx, db, claim, Held, errors.New("the work gave no answer"))
 	}
-	err = Again(ctx, func() error {
+	done := Options{Token: claim.Token, Answer: answer, RefuseRepeat: true}
+	err = again(ctx, loss, func() error {
 		return Transaction(ctx, db, func(tx *sql.Tx) (err error) {
 			if answer.Book != nil {
-				err = guarded(func() error { return answer.Book(ctx, tx) })
+				err = answer.Book(ctx, tx)
 			}
 			if err == nil {
-				_, err = Complete(ctx, tx, claim.ID, answer, Token(claim.Token), RefuseRepeat())
+				claim.ExpiresAt, err = Complete(ctx, tx, id, done)
 			}
 			return err
 		})
-	}, Unavailable)
+	})
 	if Reason(err) == "completed" { // the answer to COMMIT was lost, or a person was faster: what is recorded is what counts
-		record, err := Replay(ctx, db, claim.ID)
-		if record != nil {
-			claim.Outcome, answer = Replayed, record.Answer()
+		var record *Record
+		if record, err = Replay(ctx, db, id, Options{}); record != nil {
+			*claim = *record
+			claim.ID, claim.Outcome = id, Replayed
 		}
-		return answer, err
-	}
-	if err != nil && !KindOf(err).in(Unavailable, StaleClaim) {
-		settle(Held, err) // it was done and cannot be recorded: nobody may do it once more because the lease ends
+	} else if err != nil && KindOf(err) != Unavailable && KindOf(err) != StaleClaim {
+		settle(ctx, db, claim, Held, err) // it was done and cannot be recorded: nobody may do it once more because the lease ends
 	}
 	return answer, err
 }
 
-// The work, while a heartbeat renews the lease three times in its length. Who has lost the claim is stopped; who cannot reach
-// the database goes on, and tries at the next beat.
-func do(ctx context.Context, db *sql.DB, claim *Record, job Job) (answer *Answer, lost, err error) {
-	working, stop := context.WithCancel(ctx)
-	ended := make(chan error, 1)
-	go func() {
-		defer close(ended)
-		for {
-			select {
-			case <-time.After(job.Lease / 3):
-			case <-working.Done():
-				return
-			}
-			if _, err := Extend(working, db, claim.ID, Token(claim.Token)); KindOf(err).in(StaleClaim, NotClaimed, IsHeld) {
-				ended <- err
-				stop()
-				return
-			}
+// Failed or Held, and why. An error may quote what it has not understood, and not everything is a text for PostgreSQL.
+func settle(ctx context.Context, db *sql.DB, claim *Record, outcome Kind, why error) error {
+	text := strings.ReplaceAll(strings.ToValidUTF8(fmt.Sprintf("%.1000s", why), "?"), "\x00", "?")
+	claim.Outcome, claim.LastError = outcome, text
+	err := again(ctx, loss, func() (err error) {
+		if outcome == Failed {
+			_, err = Fail(ctx, db, claim.ID, Options{Token: claim.Token, Error: text})
+		} else {
+			_, err = Hold(ctx, db, claim.ID, Options{Token: claim.Token, Reason: text})
 		}
-	}()
-	err = guarded(func() (err error) { answer, err = job.Do(working, claim); return err })
-	if err == nil && answer == nil {
-		err = errors.New("the work gave no answer")
+		return err
+	})
+	if gone[KindOf(err)] {
+		return nil
 	}
-	stop()
-	return answer, <-ended, err
-}
-
-// A panic is an error like others: nobody knows how far it got.
-func guarded(fn func() error) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("panic: %v", p)
-		}
-	}()
-	return fn()
+	return err
 }

@@ -25,10 +25,7 @@ import (
 	_ "github.com/lib/pq"
 )
 
-var (
-	db  *sql.DB
-	api *idempotency.API
-)
+var db *sql.DB
 
 // Neither driver may keep a prepared statement on a connection that pgbouncer gives to somebody else.
 func open(framework string) (*sql.DB, error) {
@@ -64,8 +61,6 @@ func user(r *http.Request) string {
 	return name
 }
 
-func scope(r *http.Request) string { return "shop:" + user(r) }
-
 func random() string {
 	id := make([]byte, 16)
 	_, err := rand.Read(id)
@@ -74,7 +69,7 @@ func random() string {
 }
 
 func problem(status int, title string) *idempotency.Answer {
-	answer := idempotency.JSONAnswer(status, map[string]any{"title": title, "status": status})
+	answer := idempotency.JSON(status, map[string]any{"title": title, "status": status})
 	answer.Header.Set("Content-Type", "application/problem+json")
 	return answer
 }
@@ -94,74 +89,67 @@ func parse(r *http.Request, into any, needed string) error {
 }
 
 // What the handlers do in the claim's transaction.
-func insert(r *http.Request, item int64) (id int64, err error) {
-	err = idempotency.Tx(r.Context()).QueryRowContext(r.Context(),
-		"INSERT INTO shop.orders (account, item) VALUES ($1::text, $2::int) RETURNING id", user(r), item).Scan(&id)
+func insert(tx *sql.Tx, r *http.Request, item int64) (id int64, err error) {
+	err = tx.QueryRowContext(r.Context(), "INSERT INTO shop.orders (account, item) VALUES ($1::text, $2::int) RETURNING id",
+		user(r), item).Scan(&id)
 	return id, err
 }
 
-func order(w http.ResponseWriter, r *http.Request) error {
+func order(tx *sql.Tx, r *http.Request) (*idempotency.Answer, error) {
 	var asked struct {
 		Item    int64
 		PauseMS int64 `json:"pause_ms"`
 	}
 	if err := parse(r, &asked, "item"); err != nil {
-		return err
+		return nil, err
 	}
 	if r.Header.Get("X-Fail") == "refuse" {
-		idempotency.JSONAnswer(http.StatusPaymentRequired, map[string]any{"refused": true}).ServeHTTP(w, r)
-		return nil
+		return idempotency.JSON(http.StatusPaymentRequired, map[string]any{"refused": true}), nil
 	}
-	id, err := insert(r, asked.Item)
+	id, err := insert(tx, r, asked.Item)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	switch r.Header.Get("X-Fail") {
 	case "throw":
 		panic("the handler was asked to throw")
 	case "503":
-		problem(http.StatusServiceUnavailable, "The handler was asked to answer so").ServeHTTP(w, r)
-		return nil
+		return problem(http.StatusServiceUnavailable, "The handler was asked to answer so"), nil
 	}
 	time.Sleep(time.Duration(asked.PauseMS) * time.Millisecond)
-	w.Header().Set("Location", fmt.Sprintf("/orders/%d", id))
-	w.Header().Add("Link", "</a>; rel=a")
-	w.Header().Add("Link", "</b>; rel=b")
-	http.SetCookie(w, &http.Cookie{Name: "session", Value: random()})
-	w.Header().Set("X-Request", random())
-	idempotency.JSONAnswer(http.StatusCreated, map[string]any{"order": id}).ServeHTTP(w, r)
-	return nil
+	answer := idempotency.JSON(http.StatusCreated, map[string]any{"order": id})
+	answer.Header.Set("Location", fmt.Sprintf("/orders/%d", id))
+	answer.Header.Add("Link", "</a>; rel=a")
+	answer.Header.Add("Link", "</b>; rel=b")
+	answer.Header.Set("Set-Cookie", "session="+random())
+	answer.Header.Set("X-Request", random())
+	return answer, nil
 }
 
-func refund(w http.ResponseWriter, r *http.Request) error {
+func refund(tx *sql.Tx, r *http.Request) (*idempotency.Answer, error) {
 	order, err := strconv.ParseInt(strings.Split(r.URL.Path, "/")[2], 10, 32)
 	if err != nil {
-		return problem(http.StatusBadRequest, "No such order")
+		return nil, problem(http.StatusBadRequest, "No such order")
 	}
 	if err := parse(r, &struct{}{}, ""); err != nil {
-		return err
+		return nil, err
 	}
-	id, err := insert(r, order)
-	idempotency.JSONAnswer(http.StatusCreated, map[string]any{"refund": id}).ServeHTTP(w, r)
-	return err
+	id, err := insert(tx, r, order)
+	return idempotency.JSON(http.StatusCreated, map[string]any{"refund": id}), err
 }
 
-func blob(w http.ResponseWriter, r *http.Request) error {
-	body, err := io.ReadAll(r.Body)
-	if err != nil {
-		return err
-	}
-	if _, err := insert(r, 0); err != nil {
-		return err
-	}
+func blob(tx *sql.Tx, r *http.Request) (*idempotency.Answer, error) {
+	answer := &idempotency.Answer{Status: http.StatusCreated, Header: http.Header{}}
 	for _, name := range []string{"Content-Type", "Content-Encoding"} {
 		if value := r.Header.Get(name); value != "" {
-			w.Header().Set(name, value)
+			answer.Header.Set(name, value)
 		}
 	}
-	w.WriteHeader(http.StatusCreated)
-	_, err = w.Write(body)
-	return err
+	_, err := insert(tx, r, 0)
+	if err == nil {
+		answer.Body, err = io.ReadAll(r.Body)
+	}
+	return answer, err
 }
 
 // ---- charges ----
@@ -215,7 +203,7 @@ func charge(ctx context.Context, claim *idempotency.Record) (*idempotency.Answer
 	}
 	defer response.Body.Close()
 	if response.StatusCode == http.StatusPaymentRequired {
-		return idempotency.JSONAnswer(http.StatusPaymentRequired, map[string]any{"declined": true}), nil
+		return idempotency.JSON(http.StatusPaymentRequired, map[string]any{"declined": true}), nil
 	}
 	var charged struct{ Charge string }
 	if response.StatusCode != http.StatusOK {
@@ -227,7 +215,7 @@ func charge(ctx context.Context, claim *idempotency.Record) (*idempotency.Answer
 	if after, err := ask(ctx, "GET", "/after?key="+claim.EffectKey, nil); err == nil {
 		after.Body.Close()
 	}
-	answer := idempotency.JSONAnswer(http.StatusCreated, map[string]any{"charge": charged.Charge})
+	answer := idempotency.JSON(http.StatusCreated, map[string]any{"charge": charged.Charge})
 	answer.Book = func(ctx context.Context, tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, "INSERT INTO shop.payments (account, charge, amount) VALUES ($1::text, $2::text, $3::int)",
 			state.Account, charged.Charge, state.Amount)
@@ -238,6 +226,11 @@ func charge(ctx context.Context, claim *idempotency.Record) (*idempotency.Answer
 
 // ---- GET ----
 
+func answer(w http.ResponseWriter, value any) {
+	w.Header().Set("Content-Type", "application/json")
+	must(json.NewEncoder(w).Encode(value))
+}
+
 func count(r *http.Request, query string) (n int64) {
 	must(db.QueryRowContext(r.Context(), query, user(r)).Scan(&n))
 	return n
@@ -246,13 +239,11 @@ func count(r *http.Request, query string) (n int64) {
 func visits(w http.ResponseWriter, r *http.Request) {
 	_, err := db.ExecContext(r.Context(), "INSERT INTO shop.visits (account) VALUES ($1::text)", user(r))
 	must(err)
-	n := count(r, "SELECT count(*) FROM shop.visits WHERE account = $1::text")
-	idempotency.JSONAnswer(http.StatusOK, map[string]any{"visits": n}).ServeHTTP(w, r)
+	answer(w, map[string]any{"visits": count(r, "SELECT count(*) FROM shop.visits WHERE account = $1::text")})
 }
 
 func orders(w http.ResponseWriter, r *http.Request) {
-	n := count(r, "SELECT count(*) FROM shop.orders WHERE account = $1::text")
-	idempotency.JSONAnswer(http.StatusOK, map[string]any{"orders": n}).ServeHTTP(w, r)
+	answer(w, map[string]any{"orders": count(r, "SELECT count(*) FROM shop.orders WHERE account = $1::text")})
 }
 
 func health(w http.ResponseWriter, r *http.Request) {
@@ -300,17 +291,17 @@ func main() {
 	}
 	db.SetMaxOpenConns(size)
 	db.SetMaxIdleConns(size)
-	api = &idempotency.API{DB: db, Scope: scope}
-	job := idempotency.Job{Lease: interval("LEASE"), Step: "charge", Do: charge}
+	api := idempotency.New(db, func(r *http.Request) string { return "shop:" + user(r) })
+	leased := idempotency.Options{Lease: interval("LEASE"), Step: "charge"}
 	mux := http.NewServeMux()
-	mux.Handle("/orders", byMethod(orders, api.Once("/orders")(idempotency.HandlerFunc(order))))
-	mux.Handle("/waiting-orders", api.Once("/waiting-orders", idempotency.Wait(interval("WAIT")))(idempotency.HandlerFunc(order)))
-	mux.Handle("/orders/", api.Once("/orders/{id}/refunds")(idempotency.HandlerFunc(refund)))
-	mux.Handle("/blobs", api.Once("/blobs")(idempotency.HandlerFunc(blob)))
-	mux.Handle("/charges", api.Leased("/charges", job, stateOfCharge))
-	mux.Handle("/visits", api.Once("/visits")(http.HandlerFunc(visits)))
+	mux.Handle("/orders", byMethod(orders, api.Once("POST /orders", idempotency.Options{}, order)))
+	mux.Handle("/waiting-orders", api.Once("POST /waiting-orders", idempotency.Options{Wait: interval("WAIT")}, order))
+	mux.Handle("/orders/", api.Once("POST /orders/{id}/refunds", idempotency.Options{}, refund))
+	mux.Handle("/blobs", api.Once("POST /blobs", idempotency.Options{}, blob))
+	mux.Handle("/charges", api.Leased("POST /charges", leased, stateOfCharge, charge))
+	mux.HandleFunc("/visits", visits)
 	mux.HandleFunc("/health", health)
-	go idempotency.Completer(context.Background(), db, "POST /charges", job, func(err error) { log.Print("completer: ", err) })
+	go idempotency.Completer(context.Background(), db, "POST /charges", leased, charge, func(err error) { log.Print("completer: ", err) })
 	listener, err := net.Listen("tcp", "127.0.0.1:"+os.Getenv("PORT"))
 	must(err)
 	fmt.Println("listening")
