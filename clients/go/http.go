@@ -214,6 +214,40 @@ func (a *API) Once(operation string, o Options, handler Handler) http.Handler {
 	})
 }
 
+// Wrapped lets an http.Handler do the work, which finds the transaction by Tx. What it writes is kept until then. It can answer that the
+// database has failed, with 500 or more, and not that it is to be run again.
+func Wrapped(next http.Handler) Handler {
+	return func(tx *sql.Tx, r *http.Request) (*Answer, error) {
+		w := &keeper{Answer{Header: http.Header{}}}
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), txKey{}, tx)))
+		return &w.Answer, nil
+	}
+}
+
+// Tx is the transaction of the claim, for a handler that is Wrapped.
+func Tx(r *http.Request) *sql.Tx { tx, _ := r.Context().Value(txKey{}).(*sql.Tx); return tx }
+
+type txKey struct{}
+
+// A ResponseWriter that sends nothing.
+type keeper struct{ Answer }
+
+func (k *keeper) Header() http.Header { return k.Answer.Header }
+
+func (k *keeper) WriteHeader(status int) {
+	if k.Status == 0 {
+		k.Status = status
+	}
+}
+
+func (k *keeper) Write(part []byte) (int, error) {
+	if k.WriteHeader(http.StatusOK); k.Answer.Header["Content-Type"] == nil {
+		k.Answer.Header.Set("Content-Type", http.DetectContentType(part)) // as net/http would do
+	}
+	k.Body = append(k.Body, part...)
+	return len(part), nil
+}
+
 // Leased serves one operation whose work leaves the database. The state is what the work needs, without the request; where it
 // cannot be made the error, such as an *Answer, is answered, and the key is not used.
 func (a *API) Leased(operation string, o Options, state func(*http.Request) (any, error), work Work) http.Handler {

@@ -472,6 +472,32 @@ func send(handler http.Handler, method, path, key, body string) *httptest.Respon
 
 func account(*http.Request) string { return "go" }
 
+func TestWrapped(t *testing.T) {
+	each(t, func(t *testing.T, db *sql.DB) {
+		runs := 0
+		handler := New(db, account).Once("POST /wrapped", Options{}, Wrapped(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			runs++
+			_, err := Tx(r).Exec("INSERT INTO client_go.work VALUES ($1::text)", fmt.Sprint(fresh().Key))
+			must(err)
+			w.Header().Set("X-Run", fmt.Sprint(runs))
+			if runs == 1 {
+				w.WriteHeader(http.StatusServiceUnavailable)
+			} else {
+				w.WriteHeader(http.StatusCreated)
+			}
+			fmt.Fprintf(w, "run %d", runs)
+		})))
+		key := fresh().Key
+		for _, wanted := range []string{"503 run 1 ", "201 run 2 ", "201 run 2 true"} {
+			answer := send(handler, "POST", "/wrapped", key, "")
+			got := fmt.Sprint(answer.Code, " ", answer.Body.String(), " ", answer.Header().Get("Idempotent-Replayed"))
+			expect(t, got == wanted, "%s instead of %s", got, wanted)
+		}
+		answer := send(handler, "POST", "/wrapped", key, "")
+		expect(t, answer.Header().Get("X-Run") == "2" && answer.Header().Get("Content-Type") == "text/plain; charset=utf-8", "%v", answer.Header())
+	})
+}
+
 func TestMiddleware(t *testing.T) {
 	each(t, func(t *testing.T, db *sql.DB) {
 		api := New(db, account)
