@@ -198,7 +198,7 @@ class Idempotency:
             if self.broken == 'hold':
                 end('fail(%s, %s, %s, token => %s)')
                 raise Problem(503, 'unavailable', 'Try again.', 1) from None
-            end('hold(%s, %s, %s, reason => %s, token => %s)', repr(error))
+            end('hold(%s, %s, %s, reason => %s, token => %s)', reason(error) if self.broken != 'reason' else str(error))
             raise Problem(409, 'held', 'What became of it is not known yet.') from None
         finally:
             stop.set()
@@ -238,6 +238,11 @@ class Idempotency:
                 if self.broken == 'completer-dies':
                     return
             time.sleep(0.5)
+
+
+def reason(error):
+    """An error may quote what it has not understood: not everything is a text for PostgreSQL, nor can all of it be recorded."""
+    return str(error)[:1000].replace('\0', '?')
 
 
 def despite_loss(work, attempts=5):

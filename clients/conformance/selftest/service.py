@@ -88,7 +88,7 @@ def charge(effect_key, state):
     except urllib.error.HTTPError as error:
         if error.code == 402:
             raise Refused(Answer(402, {'declined': True})) from None
-        raise
+        raise RuntimeError(f'the network answered {error.code}: {error.read().decode(errors="replace")}') from None
     urllib.request.urlopen(f'{NETWORK}/after?key={effect_key}').close()
     return number
 

@@ -207,7 +207,8 @@ func charge(ctx context.Context, claim *idempotency.Record) (*idempotency.Answer
 	}
 	var charged struct{ Charge string }
 	if response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("the network answered %s", response.Status)
+		page, _ := io.ReadAll(response.Body)
+		return nil, fmt.Errorf("the network answered %s: %s", response.Status, page)
 	}
 	if err := json.NewDecoder(response.Body).Decode(&charged); err != nil {
 		return nil, err

@@ -33,9 +33,9 @@ async function finish(pool, id, claimed, step, work) {
     if (!['unavailable', 'retry'].includes(kind(error))) lost.abort(error);
   }), leaseMs / 3);
   // What a repeat finds settled was settled by the call whose answer was lost, or is somebody else's by now.
-  const settle = (verb, options) => despiteLoss(() => verb(pool, id, { ...options, token })).catch((error) => {
-    if (!['stale_claim', 'not_claimed', 'held'].includes(kind(error))) throw error;
-  });
+  // An error may quote a page that it has not understood, and not everything is a text for PostgreSQL.
+  const settle = (verb, why, error) => despiteLoss(() => verb(pool, id, { [why]: String(error).slice(0, 1000).replace(/\0/g, '?'), token }))
+    .catch((e) => { if (!['stale_claim', 'not_claimed', 'held'].includes(kind(e))) throw e; });
   let answer;
   try {
     const effect = await despiteLoss(() => effectKey(pool, id, step)).catch((error) => { throw new NothingHappened(error.message); });
@@ -43,7 +43,7 @@ async function finish(pool, id, claimed, step, work) {
   } catch (error) {
     if (lost.signal.aborted) throw lost.signal.reason; // not the owner any more: there is nothing to record
     const failed = error instanceof NothingHappened;
-    await (failed ? settle(fail, { error: error.message }) : settle(hold, { reason: String(error) }));
+    await (failed ? settle(fail, 'error', error.message) : settle(hold, 'reason', error));
     return { outcome: failed ? 'failed' : 'held', lastError: error.message };
   } finally { clearInterval(heartbeat); }
   try {
@@ -57,7 +57,7 @@ async function finish(pool, id, claimed, step, work) {
     // The answer to COMMIT was lost, or a person was faster: what is recorded is what counts.
     if (reason(error) === 'completed') return { outcome: 'replay', ...await replay(pool, id) };
     // It was done and cannot be recorded. Nobody may do it once more because the lease ends.
-    if (!['unavailable', 'stale_claim'].includes(kind(error))) await settle(hold, { reason: String(error) });
+    if (!['unavailable', 'stale_claim'].includes(kind(error))) await settle(hold, 'reason', error);
     throw error;
   }
 }

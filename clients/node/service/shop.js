@@ -84,7 +84,7 @@ export async function charge({ state: { account, amount }, effectKey, signal }) 
     signal: AbortSignal.any([signal, AbortSignal.timeout(timeout)]),
   });
   if (answer.status === 402) return { status: 402, body: { declined: true } };
-  if (answer.status !== 200) throw new Error(`the network answered ${answer.status}`);
+  if (answer.status !== 200) throw new Error(`the network answered ${answer.status}: ${await answer.text()}`);
   const { charge: id } = await answer.json();
   await fetch(`${network}/after?key=${effectKey}`, { signal }).catch(() => {});
   return {

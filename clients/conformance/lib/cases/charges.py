@@ -131,6 +131,16 @@ def held(shop):
     expect(sum(c['calls'] for c in it.calls()) == 1, 'the network was asked again')
 
 
+@case('charge: network answers a large page that is no text: held', host=True)
+def garbled(shop):
+    it = Charge(shop)
+    it.host.network(mode='garbled')
+    expect_problem(it.finally_(), 409, 'held')
+    it.host.network(mode='well')
+    expect(it.lookup()['status'] == 'held', f'{it.lookup()}')
+    expect(sum(c['calls'] for c in it.calls()) == 1, 'the network was asked again')
+
+
 @case('charge: a person resolves it to be retried', host=True)
 def resolved(shop):
     it = silent(shop)

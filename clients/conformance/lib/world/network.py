@@ -3,6 +3,7 @@
     well        charges, once for each key
     declined    answers 402
     silent      charges, and does not answer
+    garbled     charges, and answers 500 with a large page that is no text
     refused     its port is closed
 
 Beside it, requests to /before and /after are answered at once, or hang: that is where the test kills their sender.
@@ -13,6 +14,10 @@ import socket
 import threading
 import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+# A NUL, bytes that are no UTF-8, half of a character at any place where somebody might cut, and more than can be recorded.
+GARBLED = b'<html>\0\xff' + '\U0001F4B3'.encode() * 1_200_000
 
 
 class Server(ThreadingHTTPServer):
@@ -69,6 +74,8 @@ class Network:
             if self.mode == 'silent':
                 self.changed.wait_for(lambda: self.mode != 'silent')
                 return None
+            if self.mode == 'garbled':
+                return 500, GARBLED
             return 200, {'charge': known['charge']}
 
     def _handler(network):  # noqa: N805
@@ -84,7 +91,7 @@ class Network:
                     self.answer(*answer)
 
             def answer(self, status, body):
-                data = json.dumps(body).encode()
+                data = body if isinstance(body, bytes) else json.dumps(body).encode()
                 try:
                     self.send_response(status)
                     self.send_header('Content-Type', 'application/json')
