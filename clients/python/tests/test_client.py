@@ -3,7 +3,9 @@
 import asyncio
 import io
 import os
+import subprocess
 import sys
+import tempfile
 import threading
 import unittest
 import uuid
@@ -16,7 +18,8 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+PACKAGE = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PACKAGE))
 
 import idempotency_pg as pg  # noqa: E402
 from idempotency_pg.asgi import Idempotency as Asgi  # noqa: E402
@@ -343,6 +346,14 @@ class Http(Database):
         for lines in ([], ['""'], [''], ['"k'], ['"k"x'], ['"a\\n"'], ['k, l'], ['"k", "l"'], ['k', 'k'], ['"\xfc"'], ['x' * 256],
                       ['"k" ;=1']):
             self.assertIsNone(pg.parse_key(lines), lines)
+
+
+class Types(unittest.TestCase):
+    def test_a_typed_program_passes_and_its_mistakes_do_not(self):
+        with tempfile.TemporaryDirectory() as cache:
+            mypy = subprocess.run([sys.executable, '-m', 'mypy', '--strict', '--cache-dir', cache, PACKAGE / 'tests' / 'typed.py'],
+                                  env={**os.environ, 'MYPYPATH': str(PACKAGE)}, capture_output=True, text=True)
+        self.assertEqual(mypy.returncode, 0, mypy.stdout + mypy.stderr)
 
 
 if __name__ == '__main__':
