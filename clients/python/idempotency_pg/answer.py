@@ -19,12 +19,10 @@ class Answer:
 
     def recorded(self):
         """As options of complete(): text where it is text, so that a person can read the row; bytes otherwise."""
-        text = re.match(r'text/|.*[/+](json|xml)\b', self.header('content-type')) and not self.header('content-encoding')
-        try:
-            body = {'response_body': self.body.decode()} if text and b'\0' not in self.body else {'response_bytes': self.body}
-        except ValueError:
-            body = {'response_bytes': self.body}
-        return {**body, 'response_status': self.status, 'response_headers': [h for h in self.headers if h[0].lower() not in PASSING]}
+        utf8 = b'\0' not in self.body and self.body.decode(errors='ignore').encode() == self.body
+        text = utf8 and re.match(r'text/|.*[/+](json|xml)\b', self.header('content-type')) and not self.header('content-encoding')
+        return {'response_status': self.status, 'response_headers': [pair for pair in self.headers if pair[0].lower() not in PASSING],
+                **({'response_body': self.body.decode()} if text else {'response_bytes': self.body})}
 
 class Refused(Exception):
     """Refused(status, body, headers): an answer for good, such as a card that was declined."""

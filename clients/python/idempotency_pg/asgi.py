@@ -1,7 +1,6 @@
 """Starlette, FastAPI: app.add_middleware(Idempotency, pool=…, scope=…, routes=…); the connection is request.state.db.
 
-With a blocking pool the calls are made in a thread, and the application still runs in the event loop.
-"""
+With a blocking pool the calls are made in a thread, and the application still runs in the event loop."""
 import asyncio
 
 from starlette.requests import Request

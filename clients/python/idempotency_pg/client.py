@@ -1,9 +1,7 @@
 """The calls of the extension as functions, and errors told apart by SQLSTATE. Their types and options are in client.pyi.
 
-`db` is a connection or a pool: psycopg 3 (blocking or asyncio), psycopg 2, SQLAlchemy (Session, Connection, Engine) or Django's; none is
-imported. All is written once, as coroutines. With a blocking connection a coroutine never waits for an event loop, so it is run to its end
-at once, and the caller gets the result.
-"""
+`db` is a connection or a pool: psycopg 3 (blocking or asyncio), psycopg 2, SQLAlchemy or Django's; none is imported. All is written once, as
+coroutines. With a blocking connection they never wait for an event loop, so each is run to its end at once, and the caller gets the result."""
 import asyncio
 import inspect
 import json
@@ -16,6 +14,7 @@ from types import SimpleNamespace as Result
 from weakref import WeakKeyDictionary
 
 Id = namedtuple('Id', 'scope operation key')
+WAITERS = WeakKeyDictionary()  # of each pool
 # JSON goes and comes as text: Django and others switch the driver's own conversion off. Python has no date for the "infinity" of a held key.
 ANSWER = ('response_status, response_headers::text, response_body, response_bytes, created_at, completed_at, '
           "nullif(expires_at, 'infinity') AS expires_at")
@@ -110,8 +109,8 @@ complete, fail, record_failure, hold, release, extend, checkpoint, once, effect_
                                             'effect_key', 'replay', 'lookup', 'claim_abandoned'))
 
 def causes(error):
-    """The error, and what SQLAlchemy (orig) and Django (__cause__) have wrapped."""
-    return [error, *causes(getattr(error, 'orig', None) or error.__cause__)] if error else []
+    """The error, and what SQLAlchemy or Django have wrapped."""
+    return [error, *causes(error.__cause__)] if error else []
 
 def diagnosis(name, error):
     return next((getattr(e.diag, name) for e in causes(error) if getattr(e, 'diag', None)), None)
@@ -154,8 +153,6 @@ async def transaction(pool, work):
                 raise RuntimeError('the transaction has failed')
             return result
     return await again(pool, attempt, ('retry',), 5)
-
-WAITERS = WeakKeyDictionary()
 
 @contextmanager
 def capped(pool, wait):

@@ -1,8 +1,7 @@
 """Django: `once = idempotency(DjangoPool(threads), scope=lambda request: …, routes=…)`, named in MIDDLEWARE after authentication.
 
 The connection is Django's own, so models and cursors take part in the claim's transaction. No wrapper of WSGI, because Django gives its
-connections up where a request begins and ends.
-"""
+connections up where a request begins and ends."""
 from contextlib import contextmanager
 from functools import partial
 

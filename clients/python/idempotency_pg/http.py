@@ -1,8 +1,7 @@
 """The header Idempotency-Key (draft-ietf-httpapi-idempotency-key-header-07) on the calls of the client, for any framework.
 
 A middleware says what was asked and how its application is run on a connection, and sends what respond() gives. That is not before COMMIT
-has succeeded, so no client is told what was undone.
-"""
+has succeeded, so no client is told what was undone."""
 import math
 import re
 from collections import namedtuple

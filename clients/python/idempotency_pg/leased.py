@@ -1,8 +1,7 @@
 """Work that leaves the database: the claim is committed first, with a lease, and what became of the work is recorded afterwards.
 
 work(attempt) says by its end what is known: an Answer is recorded in one transaction with what its book(connection) writes; NothingHappened
-lets the next attempt do it; Refused is an answer for good; anything else means that nobody knows, and the key is held for a person.
-"""
+lets the next attempt do it; Refused is an answer for good; anything else means that nobody knows, and the key is held for a person."""
 import asyncio
 import threading
 import uuid
@@ -36,8 +35,7 @@ async def completer(pool, operation, work, *, stop, lease=None, step=None, every
             on_error(error)  # such as a database that is down: later, then
 
 async def finish(pool, claimed, work, step):
-    id, token, done = Id(claimed.scope, claimed.operation, claimed.key), claimed.token, threading.Event()
-    attempt = Attempt(claimed, await again(pool, lambda: effect_key(pool, id, step)), threading.Event())
+    id, token, done, lost = Id(claimed.scope, claimed.operation, claimed.key), claimed.token, threading.Event(), threading.Event()
 
     @both
     async def beat(pool):  # who cannot reach the database tries at the next beat; who has lost the claim is stopped
@@ -46,8 +44,8 @@ async def finish(pool, claimed, work, step):
                 await settled(extend(pool, id, token=token))
             except Exception as error:
                 if kind(error) not in ('unavailable', 'retry'):
-                    attempt.lost.error = error
-                    attempt.lost.set()
+                    lost.error = error
+                    lost.set()
                     return running.cancel() if running else None
 
     async def settle(outcome, verb, name, error):
@@ -64,6 +62,10 @@ async def finish(pool, claimed, work, step):
             await settled(answer.book(db))
         answer.expires_at = await settled(complete(db, id, token=token, refuse_repeat=True, **answer.recorded()))
 
+    try:
+        attempt = Attempt(claimed, await again(pool, lambda: effect_key(pool, id, step)), lost)
+    except Exception as error:
+        return await settle('failed', fail, 'error', error)
     running = asyncio.ensure_future(work(attempt)) if is_async(pool) else None
     heart = asyncio.ensure_future(beat(pool)) if running else threading.Thread(target=beat, args=[pool], daemon=True).start()
     try:
@@ -73,8 +75,8 @@ async def finish(pool, claimed, work, step):
     except Refused as refused:
         answer = refused.answer
     except (Exception, asyncio.CancelledError) as error:
-        if attempt.lost.is_set() or isinstance(error, asyncio.CancelledError):
-            raise getattr(attempt.lost, 'error', error)  # not the owner any more, or told to stop: there is nothing to record
+        if lost.is_set() or isinstance(error, asyncio.CancelledError):
+            raise getattr(lost, 'error', error)  # not the owner any more, or told to stop: there is nothing to record
         return await settle('held', hold, 'reason', error)
     finally:
         done.set()

@@ -1,7 +1,6 @@
 """Flask: app.wsgi_app = Idempotency(app.wsgi_app, errors=got_request_exception, …); the connection is environ['idempotency.db'].
 
-Flask makes a 500 of what a handler throws. `errors` is the signal of that: it tells a serialization failure, which is run again, from a fault.
-"""
+Flask makes a 500 of what a handler throws. `errors` is the signal of that: it tells a serialization failure, which is run again, from a fault."""
 import sys
 import threading
 from io import BytesIO
