@@ -7,7 +7,6 @@ from contextlib import closing, contextmanager
 import psycopg2
 
 from idempotency_pg import Answer, Core, Route, once, transaction
-from idempotency_pg.http import respond
 
 Request = namedtuple('Request', 'account path keys body')  # keys: the lines of the header Idempotency-Key
 
@@ -55,8 +54,8 @@ def shop(pool, network):
         'POST /charges': Route(work=post_charge, state=state, lease='2 min', step='charge', hold_if_abandoned=True)})
 
     def post(request):
-        found = core.find('POST', request.path, request.keys)
-        return respond(pool, core, request, found, request.keys, request.body, lambda connection: post_order(connection, request))
+        answering = core.find('POST', request.path, request.keys)
+        return answering(request, request.body, lambda connection: post_order(connection, request))
     return post
 
 

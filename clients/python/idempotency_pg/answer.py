@@ -7,7 +7,7 @@ PASSING = {'set-cookie', 'date', 'content-length', 'connection', 'transfer-encod
 
 class Answer:
     """The body is bytes, text, or a value that is made JSON. book(connection) writes beside the record of leased work."""
-    def __init__(self, status=200, body=b'', headers=(), book=None, expires_at=None):
+    def __init__(self, status=200, body=b'', headers=(), book=lambda connection: None, expires_at=None):
         self.status, self.headers, self.book, self.expires_at = status, [(name, str(value)) for name, value in headers], book, expires_at
         if not isinstance(body, (bytes, str)):
             body = json.dumps(body)

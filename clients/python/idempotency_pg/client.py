@@ -1,7 +1,7 @@
 """The calls of the extension as functions, and errors told apart by SQLSTATE. Their types and options are in client.pyi.
 
-`db` is a connection or a pool: psycopg 3 (blocking or asyncio), psycopg 2, SQLAlchemy or Django's; none is imported. All is written once, as
-coroutines. With a blocking connection they never wait for an event loop, so each is run to its end at once, and the caller gets the result."""
+`db` is a connection or a pool: psycopg 3 (blocking or asyncio), psycopg 2, SQLAlchemy or Django's; none is imported. All is written once,
+as coroutines. With a blocking connection they never wait for an event loop, so each is run to its end at once, and the result returned."""
 import asyncio
 import inspect
 import json
@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 Id = namedtuple('Id', 'scope operation key')
 WAITERS = WeakKeyDictionary()  # of each pool
-# JSON goes and comes as text: Django and others switch the driver's own conversion off. Python has no date for the "infinity" of a held key.
+# JSON goes and comes as text: Django and others switch the driver's own conversion off. Python has no date for a held key's "infinity".
 ANSWER = ('response_status, response_headers::text, response_body, response_bytes, created_at, completed_at, '
           "nullif(expires_at, 'infinity') AS expires_at")
 OWNER = ('token, attempt, recovery_point, state::text, last_error, locked_until, '
@@ -26,9 +26,9 @@ COLUMNS = {'claim': CLAIM, 'run': CLAIM, 'replay': ANSWER, 'lookup': f'status, n
 DECODE = {'state': json.loads, 'response_headers': json.loads, 'response_bytes': bytes}
 # Every parameter is cast, so that prepared, unprepared and pooled statements agree on its type.
 TYPES = {option: sql_type for sql_type, options in {
-    'text': 'scope operation key command error reason note wait_for recovery_point step response_body', 'interval': 'ttl lease wait retry_in',
-    'text::jsonb': 'state args response_headers', 'bytea': 'response_bytes fingerprint', 'int': 'response_status max_rows',
-    'bigint': 'token', 'uuid': 'claim_id', 'boolean': 'hold_if_abandoned refuse_repeat'}.items() for option in options.split()}
+    'text': 'scope operation key command error reason note wait_for recovery_point step response_body',
+    'text::jsonb': 'state args response_headers', 'interval': 'ttl lease wait retry_in', 'bytea': 'response_bytes fingerprint',
+    'int': 'response_status max_rows', 'bigint': 'token', 'uuid': 'claim_id', 'boolean': 'hold_if_abandoned refuse_repeat'}.items() for option in options.split()}
 
 def is_async(db):
     return inspect.iscoroutinefunction(getattr(db, 'close', None))
@@ -122,7 +122,7 @@ KINDS = {
     '57P01': 'unavailable', '57P02': 'unavailable', '57P03': 'unavailable', '08': 'unavailable', '22': 'bad_request'}
 
 def kind(error):
-    """What to do about an error; "other" is a fault of the program. 54000 is permanent, though an OperationalError like a lost connection."""
+    """What to do about an error; "other" is a fault of the program. 54000 is permanent, though an OperationalError as a lost one is."""
     if state := sqlstate(error):
         return KINDS.get(state) or KINDS.get(state[:2]) or 'other'
     names = {base.__name__ for e in causes(error) for base in type(e).__mro__}

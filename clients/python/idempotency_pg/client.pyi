@@ -101,8 +101,8 @@ class Lookup(Result, Owner, Recorded):
 # The request is given to notice a key that is used for another one: `body` is text or bytes as they came, `request` a value that is made
 # JSON once. Path parameters belong to it. To give none has to be said: compare=False.
 @both
-async def claim(db: Any, id: tuple[str, str, str], *, body: bytes | str | None = ..., request: Any = ..., params: dict[str, Any] | None = ...,
-                compare: bool = ..., fingerprint: bytes | None = ..., ttl: Interval | None = ..., lease: Interval | None = ...,
+async def claim(db: Any, id: tuple[str, str, str], *, body: bytes | str | None = ..., request: Any = ...,
+                params: dict[str, Any] | None = ..., compare: bool = ..., fingerprint: bytes | None = ..., ttl: Interval | None = ..., lease: Interval | None = ...,
                 wait: Interval | None = ..., wait_for: Literal['any', 'transaction'] | None = ..., claim_id: UUID | str | None = ...,
                 hold_if_abandoned: bool | None = ..., note: str | None = ..., state: Any = ...) -> Claim: ...
 @both

@@ -10,7 +10,7 @@ from django.http import HttpResponse
 
 from .answer import Answer
 from .client import kind
-from .http import Core, respond
+from .http import Core
 
 class DjangoPool:
     """Each thread has one connection, so `max_size` is the number of threads."""
@@ -31,8 +31,8 @@ class Middleware:
 
     def __call__(self, request):
         lines = [request.headers['Idempotency-Key']] if 'Idempotency-Key' in request.headers else []  # two lines are one with a comma here
-        found = self.core.find(request.method, request.path, lines)
-        if not found:
+        answering = self.core.find(request.method, request.path, lines)
+        if not answering:
             return self.get_response(request)
 
         def run(db):
@@ -43,7 +43,7 @@ class Middleware:
             answer = Answer(response.status_code, b''.join(response), response.items())
             answer.cookies = response.cookies
             return answer
-        answer = respond(self.core.pool, self.core, request, found, lines, request.body, run)
+        answer = answering(request, request.body, run)
         response = HttpResponse(answer.body, status=answer.status)
         del response['Content-Type']
         for name, value in answer.headers:  # Django has one line of each name

@@ -1,11 +1,12 @@
 """The header Idempotency-Key (draft-ietf-httpapi-idempotency-key-header-07) on the calls of the client, for any framework.
 
-A middleware says what was asked and how its application is run on a connection, and sends what respond() gives. That is not before COMMIT
-has succeeded, so no client is told what was undone."""
+A middleware says what was asked and how its application is run on a connection, and sends the answer that it gets. That is not before
+COMMIT has succeeded, so no client is told what was undone."""
 import math
 import re
 from collections import namedtuple
 from email.utils import formatdate
+from functools import partial
 
 from .answer import Answer, Refused, replayed
 from .client import Id, both, capped, claim, complete, kind, settled, transaction
@@ -41,10 +42,10 @@ class Core:
                        for operation, route in routes.items()]
 
     def find(self, method, path, lines):
-        """(operation, route, parameters of the path), or None where the request is not to be touched."""
+        """answer(request, body, run), or None where the request is not to be touched."""
         for pattern, operation, route in self.routes:
             if match := pattern.fullmatch(f'{method} {path}'):
-                return (operation, route, match.groupdict()) if lines or route.required else None
+                return partial(respond, self.pool, self, operation, route, match.groupdict(), lines) if lines or route.required else None
 
     def problem(self, outcome, retry_after_ms=None):
         name = ALSO.get(outcome, outcome)
@@ -58,10 +59,8 @@ class Core:
         return Answer(status, {'type': kind, 'title': title, 'status': status, 'detail': detail}, headers)
 
 @both
-async def respond(pool, core, request, found, lines, body, run):
+async def respond(pool, core, operation, route, params, lines, request, body, run):
     """What is to be sent. run(connection) is what the application answers."""
-    operation, route, params = found
-
     async def attempt(db):
         with capped(pool, route.wait) as most:
             claimed = await settled(claim(db, id, wait=most, **asked))

@@ -58,8 +58,7 @@ async def finish(pool, claimed, work, step):
         return Result(outcome=outcome, last_error=why, **id._asdict())
 
     async def record(db):
-        if answer.book:
-            await settled(answer.book(db))
+        await settled(answer.book(db))
         answer.expires_at = await settled(complete(db, id, token=token, refuse_repeat=True, **answer.recorded()))
 
     try:

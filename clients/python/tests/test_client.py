@@ -340,8 +340,8 @@ class Http(Database):
             self.post(once)
 
     def test_keys(self):
-        for line, key in (('"k"', 'k'), ('k', 'k'), (' "k"\t', 'k'), ('"a\\"b"', 'a"b'), ('"a\\\\b"', 'a\\b'), ('"k";p=1;q="x;y"', 'k'), ('"k,l"', 'k,l'),
-                          ('x' * 255, 'x' * 255)):
+        for line, key in (('"k"', 'k'), ('k', 'k'), (' "k"\t', 'k'), ('"a\\"b"', 'a"b'), ('"a\\\\b"', 'a\\b'), ('"k";p=1;q="x;y"', 'k'),
+                          ('"k,l"', 'k,l'), ('x' * 255, 'x' * 255)):
             self.assertEqual(pg.parse_key([line]), key)
         for lines in ([], ['""'], [''], ['"k'], ['"k"x'], ['"a\\n"'], ['k, l'], ['"k", "l"'], ['k', 'k'], ['"\xfc"'], ['x' * 256],
                       ['"k" ;=1']):
