@@ -26,9 +26,9 @@ COLUMNS = {'claim': CLAIM, 'run': CLAIM, 'replay': ANSWER, 'lookup': f'status, n
 DECODE = {'state': json.loads, 'response_headers': json.loads, 'response_bytes': bytes}
 # Every parameter is cast, so that prepared, unprepared and pooled statements agree on its type.
 TYPES = {option: sql_type for sql_type, options in {
-    'text': 'scope operation key command error reason note wait_for recovery_point step response_body',
-    'text::jsonb': 'state args response_headers', 'interval': 'ttl lease wait retry_in', 'bytea': 'response_bytes fingerprint',
-    'int': 'response_status max_rows', 'bigint': 'token', 'uuid': 'claim_id', 'boolean': 'hold_if_abandoned refuse_repeat'}.items() for option in options.split()}
+    'text': 'scope operation key command error reason note wait_for recovery_point step response_body', 'uuid': 'claim_id',
+    'text::jsonb': 'state args response_headers', 'bytea': 'response_bytes fingerprint', 'int': 'response_status max_rows', 'bigint': 'token',
+    'interval': 'ttl lease wait retry_in', 'boolean': 'hold_if_abandoned refuse_repeat'}.items() for option in options.split()}
 
 def is_async(db):
     return inspect.iscoroutinefunction(getattr(db, 'close', None))

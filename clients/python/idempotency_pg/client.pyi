@@ -102,9 +102,10 @@ class Lookup(Result, Owner, Recorded):
 # JSON once. Path parameters belong to it. To give none has to be said: compare=False.
 @both
 async def claim(db: Any, id: tuple[str, str, str], *, body: bytes | str | None = ..., request: Any = ...,
-                params: dict[str, Any] | None = ..., compare: bool = ..., fingerprint: bytes | None = ..., ttl: Interval | None = ..., lease: Interval | None = ...,
-                wait: Interval | None = ..., wait_for: Literal['any', 'transaction'] | None = ..., claim_id: UUID | str | None = ...,
-                hold_if_abandoned: bool | None = ..., note: str | None = ..., state: Any = ...) -> Claim: ...
+                params: dict[str, Any] | None = ..., compare: bool = ..., fingerprint: bytes | None = ..., ttl: Interval | None = ...,
+                lease: Interval | None = ..., wait: Interval | None = ..., wait_for: Literal['any', 'transaction'] | None = ...,
+                claim_id: UUID | str | None = ..., hold_if_abandoned: bool | None = ..., note: str | None = ...,
+                state: Any = ...) -> Claim: ...
 @both
 async def run(db: Any, id: tuple[str, str, str], command: str, *, body: bytes | str | None = ..., request: Any = ...,
               params: dict[str, Any] | None = ..., compare: bool = ..., fingerprint: bytes | None = ..., args: Any = ...,

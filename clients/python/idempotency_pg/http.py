@@ -55,8 +55,8 @@ class Core:
             headers.append(('Link', f'<{self.documentation}>; rel="describedby"; type="text/html"'))
         if name in ('in_progress', 'unavailable'):
             headers.append(('Retry-After', max(1, math.ceil((retry_after_ms or 0) / 1000))))
-        kind = f'{self.documentation}#{name.replace("_", "-")}'
-        return Answer(status, {'type': kind, 'title': title, 'status': status, 'detail': detail}, headers)
+        url = f'{self.documentation}#{name.replace("_", "-")}'
+        return Answer(status, {'type': url, 'title': title, 'status': status, 'detail': detail}, headers)
 
 @both
 async def respond(pool, core, operation, route, params, lines, request, body, run):

@@ -193,6 +193,8 @@ class Leased(Database):
         self.assertEqual((answer.status, self.count('book'), pg.replay(self.pool, id).response_body), (201, 1, '{"n": 1}'))
         id, result = self.finish(end(pg.NothingHappened('refused')))
         self.assertEqual((result.outcome, pg.lookup(self.pool, id).status), ('failed', 'failed'))
+        id, result = self.finish(None, step='\0')  # there is no such effect key, so nothing was begun
+        self.assertEqual((result.outcome, pg.lookup(self.pool, id).status), ('failed', 'failed'))
         id, answer = self.finish(end(pg.Refused(402, 'declined')))
         self.assertEqual((answer.status, pg.replay(self.pool, id).response_status), (402, 402))
         id, result = self.finish(end(TimeoutError('who knows' * 1000000)))
@@ -262,7 +264,8 @@ class Http(Database):
     """The middlewares, without a server around them."""
 
     def post(self, app, key='"k"', body=b'{}'):
-        environ = {'REQUEST_METHOD': 'POST', 'PATH_INFO': '/things', 'CONTENT_LENGTH': str(len(body)), 'HTTP_IDEMPOTENCY_KEY': key}
+        environ = {'REQUEST_METHOD': 'POST', 'PATH_INFO': '/things', 'CONTENT_LENGTH': str(len(body))}
+        environ.update({'HTTP_IDEMPOTENCY_KEY': key} if key else {})
         environ['wsgi.input'] = io.BytesIO(body)
         started = []
         text = b''.join(app(environ, lambda status, headers: started.extend([status, dict(headers)])))
@@ -333,6 +336,13 @@ class Http(Database):
         self.assertEqual((first[0], first[2], again[0], again[2], self.count(key)), (201, b'hello', 201, b'hello', 1))
         self.assertEqual(again[1][b'idempotent-replayed'], b'true')
         self.assertTrue(first[1][b'idempotency-key-expires'].endswith(b' GMT'))
+
+    def test_without_a_key_where_none_is_required(self):
+        def app(environ, start_response):
+            start_response('200 OK', [])
+            return [str('idempotency.db' in environ).encode()]
+        once = Wsgi(app, pool=self.pool, scope=lambda environ: 'test', routes={'POST /things': pg.Route(required=False)})
+        self.assertEqual([self.post(once, key)[2] for key in (None, str(uuid.uuid4()))], [b'False', b'True'])
 
     def test_who_is_unknown_is_never_served(self):
         once = Wsgi(None, pool=self.pool, scope=lambda environ: None, routes={'POST /things': pg.Route()})
