@@ -27,8 +27,9 @@ DECODE = {'state': json.loads, 'response_headers': json.loads, 'response_bytes':
 # Every parameter is cast, so that prepared, unprepared and pooled statements agree on its type.
 TYPES = {option: sql_type for sql_type, options in {
     'text': 'scope operation key command error reason note wait_for recovery_point step response_body', 'uuid': 'claim_id',
-    'text::jsonb': 'state args response_headers', 'bytea': 'response_bytes fingerprint', 'int': 'response_status max_rows', 'bigint': 'token',
-    'interval': 'ttl lease wait retry_in', 'boolean': 'hold_if_abandoned refuse_repeat'}.items() for option in options.split()}
+    'text::jsonb': 'state args response_headers', 'bytea': 'response_bytes fingerprint', 'interval': 'ttl lease wait retry_in',
+    'int': 'response_status max_rows', 'bigint': 'token', 'boolean': 'hold_if_abandoned refuse_repeat',
+}.items() for option in options.split()}
 
 def is_async(db):
     return inspect.iscoroutinefunction(getattr(db, 'close', None))

@@ -37,14 +37,13 @@ def parse_key(lines):
 
 class Core:
     def __init__(self, pool, scope, routes, *, lifetime_header=False, documentation='https://developer.example.com/idempotency'):
-        self.pool, self.scope, self.lifetime_header, self.documentation = pool, scope, lifetime_header, documentation
-        self.routes = [(re.compile(re.sub(r'\\{(\w+)\\}', r'(?P<\1>[^/]+)', re.escape(operation))), operation, route)
-                       for operation, route in routes.items()]
+        self.pool, self.scope, self.routes, self.lifetime_header, self.documentation = pool, scope, routes, lifetime_header, documentation
 
     def find(self, method, path, lines):
         """answer(request, body, run), or None where the request is not to be touched."""
-        for pattern, operation, route in self.routes:
-            if match := pattern.fullmatch(f'{method} {path}'):
+        for operation, route in self.routes.items():
+            pattern = re.sub(r'\\{(\w+)\\}', r'(?P<\1>[^/]+)', re.escape(operation))
+            if match := re.fullmatch(pattern, f'{method} {path}'):
                 return partial(respond, self.pool, self, operation, route, match.groupdict(), lines) if lines or route.required else None
 
     def problem(self, outcome, retry_after_ms=None):

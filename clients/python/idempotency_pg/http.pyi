@@ -20,6 +20,7 @@ class Core:
     """`scope(request)` says who was authenticated, or raises Refused(401). `documentation` is the page that problems point to."""
     pool: Any
     scope: Callable[[Any], Any]
+    routes: Mapping[str, Route]
     lifetime_header: bool
     documentation: str
     def __init__(self, pool: Any, scope: Callable[[Any], Any], routes: Mapping[str, Route], *, lifetime_header: bool = ...,
