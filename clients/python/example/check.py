@@ -1,10 +1,12 @@
 """Runs shop.py against the database that the PG* variables name."""
 
+import json
 import threading
 
 import psycopg2
 
-import shop
+from idempotency_pg import NothingHappened, Refused
+from shop import Pool, Request, on_event, shop
 
 
 class Network:
@@ -16,9 +18,9 @@ class Network:
 
     def charge(self, key, amount):
         if self.mood == 'refused':
-            raise shop.NothingSent('connection refused')
+            raise NothingHappened('connection refused')
         if self.mood == 'declined':
-            raise shop.Declined('card declined')
+            raise Refused(402, 'card declined')
         charge = self.charges.setdefault(key, f'ch_{len(self.charges) + 1}')
         if self.mood == 'silent':
             raise TimeoutError('no answer')
@@ -37,11 +39,24 @@ def one(connection, statement, *values):
         return cursor.fetchone()[0]
 
 
-def connect():
-    return psycopg2.connect('')
+def post(path, key, request):
+    """(status, whether it is a replay, body)."""
+    answer = application(Request('python', path, [] if key is None else [key], json.dumps(request).encode()))
+    return answer.status, answer.header('idempotent-replayed') == 'true', answer.body.decode()
 
 
-connection = connect()
+def post_order(key, item):
+    return post('/orders', key, {'item': item})
+
+
+def post_charge(key, amount):
+    return post('/charges', key, {'amount': amount})
+
+
+pool = Pool()
+network = Network()
+application = shop(pool, network)
+connection = psycopg2.connect('')
 with connection, connection.cursor() as cursor:
     cursor.execute("""
         SET client_min_messages = warning;
@@ -55,46 +70,42 @@ with connection, connection.cursor() as cursor:
 
 # 1. the HTTP handler
 key = '"8e03978e-40d5-43dd-bc93-6894a57f9324"'
-check('first request', shop.post_order(connect, 'python', key, {'item': 7}), (201, {}, '{"order": 1}'))
-check('repeat, without quotes', shop.post_order(connect, 'python', key.strip('"'), {'item': 7}),
-      (201, {'Idempotent-Replayed': 'true'}, '{"order": 1}'))
-check('another request', shop.post_order(connect, 'python', key, {'item': 8})[0], 422)
-check('no key', shop.post_order(connect, 'python', None, {'item': 8})[0], 400)
+check('first request', post_order(key, 7), (201, False, '{"order": 1}'))
+check('repeat, without quotes', post_order(key.strip('"'), 7), (201, True, '{"order": 1}'))
+check('another request', post_order(key, 8)[0], 422)
+check('no key', post_order(None, 8)[0], 400)
 
 answers = []
-threads = [threading.Thread(target=lambda: answers.append(
-    shop.post_order(connect, 'python', 'at-once', {'item': 9}))) for _ in range(4)]
+threads = [threading.Thread(target=lambda: answers.append(post_order('at-once', 9))) for _ in range(4)]
 for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
 check('four at the same time, one answer', {(status, body) for status, _, body in answers}, {(201, '{"order": 2}')})
-check('one of them did the work', sum('Idempotent-Replayed' not in headers for _, headers, _ in answers), 1)
+check('one of them did the work', sum(not replayed for _, replayed, _ in answers), 1)
 check('two orders in all', one(connection, 'SELECT count(*) FROM example_python.orders'), 2)
 
 # 2. the charge
-network = Network()
-check('charge', shop.post_charge(connect, network, 'python', 'c-1', {'amount': 5}), (201, {}, '{"charge": "ch_1"}'))
-check('repeat', shop.post_charge(connect, network, 'python', 'c-1', {'amount': 5})[:2],
-      (201, {'Idempotent-Replayed': 'true'}))
+check('charge', post_charge('c-1', 5), (201, False, '{"charge": "ch_1"}'))
+check('repeat', post_charge('c-1', 5)[:2], (201, True))
 network.mood = 'refused'
-check('nothing sent', shop.post_charge(connect, network, 'python', 'c-2', {'amount': 6})[0], 503)
+check('nothing sent', post_charge('c-2', 6)[0], 503)
 network.mood = 'well'
-check('so it may be tried again', shop.post_charge(connect, network, 'python', 'c-2', {'amount': 6})[0], 201)
+check('so it may be tried again', post_charge('c-2', 6)[0], 201)
 network.mood = 'declined'
-check('declined', shop.post_charge(connect, network, 'python', 'c-3', {'amount': 7})[0], 402)
+check('declined', post_charge('c-3', 7)[0], 402)
 network.mood = 'well'
-check('declined stays declined', shop.post_charge(connect, network, 'python', 'c-3', {'amount': 7})[0], 402)
+check('declined stays declined', post_charge('c-3', 7)[0], 402)
 network.mood = 'silent'
-check('no answer: held', shop.post_charge(connect, network, 'python', 'c-4', {'amount': 8})[0], 409)
+check('no answer: held', post_charge('c-4', 8)[0], 409)
 network.mood = 'well'
-check('held stays held', shop.post_charge(connect, network, 'python', 'c-4', {'amount': 8})[0], 409)
+check('held stays held', post_charge('c-4', 8)[0], 409)
 check('three charges in all', len(network.charges), 3)
 
 # The connection is lost, where t/060_examples.pl stands in between: before the answer to the claim, in the middle of
 # the booking, and before the answer to its commit.
 for lost in 'lost-claim', 'lost-booking', 'lost-commit':
-    check(lost, shop.post_charge(connect, network, 'python', lost, {'amount': 1})[0], 201)
+    check(lost, post_charge(lost, 1)[0], 201)
 check('each charged once', len(network.charges), 6)
 check('and booked once', one(connection, 'SELECT count(*) FROM example_python.payments WHERE amount = 1'), 3)
 
@@ -103,11 +114,11 @@ effect_key = one(connection, "SELECT idempotency.effect_key('python', 'POST /cha
 token = one(connection, "SELECT token FROM idempotency.abandoned WHERE scope = 'python' AND key = 'c-4'")
 one(connection, "SELECT idempotency.complete('python', 'POST /charges', 'c-4', 201, %s, token => %s)",
     network.charges[effect_key], token)
-check('decided', shop.post_charge(connect, network, 'python', 'c-4', {'amount': 8})[2], 'ch_3')
+check('decided', post_charge('c-4', 8)[2], 'ch_3')
 
 # 3. the webhook
-check('event', shop.on_event(connect, {'id': 'evt_python', 'amount': 3}), True)
-check('again', shop.on_event(connect, {'id': 'evt_python', 'amount': 3}), False)
+check('event', on_event(pool, {'id': 'evt_python', 'amount': 3}), True)
+check('again', on_event(pool, {'id': 'evt_python', 'amount': 3}), False)
 check('booked once', one(connection, 'SELECT count(*) FROM example_python.ledger'), 1)
 
 # 4. autocommit: the claim would end with its own statement

@@ -1,60 +1,39 @@
-"""WSGI (Flask and others; Django has a file of its own): app.wsgi_app = Idempotency(app.wsgi_app, …).
+"""Flask: app.wsgi_app = Idempotency(app.wsgi_app, errors=got_request_exception, …); the connection is environ['idempotency.db'].
 
-The connection is environ['idempotency.db'].
-
-Frameworks make a 500 of what a handler throws. `errors` is the signal that they send then, flask.got_request_exception: it tells a
-serialization failure, which is run again, from a fault.
-"""
-
-from __future__ import annotations
-
+Flask makes a 500 of what a handler throws. `errors` is the signal of that: it tells what is to be run again (40001) from a fault."""
 import sys
 import threading
-from http import HTTPStatus
 from io import BytesIO
-from typing import Any, Iterable
+
+from werkzeug.http import HTTP_STATUS_CODES
+from werkzeug.test import run_wsgi_app
+from werkzeug.wrappers import Request
 
 from .answer import Answer
-from .client import kind, run_now
+from .client import kind
 from .http import Core
 
-
 class Idempotency:
-    def __init__(self, app: Any, *, errors: Any = None, **options: Any):
+    def __init__(self, app, *, errors=None, **options):
         self.app, self.core, self.seen = app, Core(**options), threading.local()
         if errors:
-            errors.connect(self.see, weak=False)
+            errors.connect(lambda sender, **_: setattr(self.seen, 'error', sys.exc_info()[1]), weak=False)
 
-    def see(self, sender: Any = None, **_: Any) -> None:
-        self.seen.error = sys.exc_info()[1]
-
-    def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
-        found = self.core.find(environ['REQUEST_METHOD'], environ.get('PATH_INFO', '').encode('latin-1').decode(errors='replace'))
-        lines = [environ['HTTP_IDEMPOTENCY_KEY']] if 'HTTP_IDEMPOTENCY_KEY' in environ else []  # two lines are one with a comma here
-        if not found or not (lines or found[1].required):
+    def __call__(self, environ, start_response):
+        request = Request(environ)
+        lines = request.headers.getlist('Idempotency-Key')  # two lines are one with a comma here
+        answering = self.core.find(request.method, environ.get('PATH_INFO', '').encode('latin-1').decode(errors='replace'), lines)
+        if not answering:
             return self.app(environ, start_response)
-        size = -1 if environ.get('wsgi.input_terminated') else int(environ.get('CONTENT_LENGTH') or 0)
-        body = environ['wsgi.input'].read(size)
-        answer = run_now(self.core.answer(environ, found, lines, body, lambda db: self.captured(environ, body, db)))
-        phrase = next((status.phrase for status in HTTPStatus if status == answer.status), '')
-        start_response(f'{answer.status} {phrase}', [*answer.headers])
+        body = request.get_data(cache=False)
+
+        def run(db):  # what the application answers; it may be run again, so it gets an environ and a body of its own
+            self.seen.error = None
+            own = {**environ, 'wsgi.input': BytesIO(body), 'CONTENT_LENGTH': str(len(body)), 'idempotency.db': db}
+            parts, status, headers = run_wsgi_app(self.app, own, buffered=True)
+            if self.seen.error and kind(self.seen.error) != 'other':
+                raise self.seen.error
+            return Answer(int(status.split()[0]), b''.join(parts), headers)
+        answer = answering(environ, body, run)
+        start_response(f'{answer.status} {HTTP_STATUS_CODES.get(answer.status, "")}', answer.headers)
         return [answer.body]
-
-    def captured(self, environ: Any, body: bytes, db: Any) -> Answer:
-        """What the application answers, instead of sending it. It may be run again, so it gets an environ and a body of its own."""
-        started: list[Any] = []
-        chunks: list[bytes] = []
-
-        def start_response(status: str, headers: Any, exc_info: Any = None) -> Any:
-            started[:] = [int(status.split()[0]), headers]
-            return chunks.append
-        self.seen.error = None
-        parts = self.app({**environ, 'wsgi.input': BytesIO(body), 'CONTENT_LENGTH': str(len(body)), 'idempotency.db': db}, start_response)
-        try:
-            chunks.extend(parts)
-        finally:
-            getattr(parts, 'close', lambda: None)()
-        error, self.seen.error = self.seen.error, None
-        if error and kind(error) != 'other':
-            raise error
-        return Answer(started[0], b''.join(chunks), started[1])

@@ -69,7 +69,7 @@ def charge(effect_key, state):
         except HTTPError as error:
             if error.code == 402:
                 raise Refused(402, {'declined': True}) from None
-            raise
+            raise RuntimeError(f'the network answered {error.code}: {error.read().decode(errors="replace")}') from None
         except URLError as error:
             if isinstance(error.reason, ConnectionRefusedError):
                 raise NothingHappened('no connection') from None

@@ -3,7 +3,9 @@
 import asyncio
 import io
 import os
+import subprocess
 import sys
+import tempfile
 import threading
 import unittest
 import uuid
@@ -16,7 +18,8 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+PACKAGE = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PACKAGE))
 
 import idempotency_pg as pg  # noqa: E402
 from idempotency_pg.asgi import Idempotency as Asgi  # noqa: E402
@@ -190,6 +193,8 @@ class Leased(Database):
         self.assertEqual((answer.status, self.count('book'), pg.replay(self.pool, id).response_body), (201, 1, '{"n": 1}'))
         id, result = self.finish(end(pg.NothingHappened('refused')))
         self.assertEqual((result.outcome, pg.lookup(self.pool, id).status), ('failed', 'failed'))
+        id, result = self.finish(None, step='\0')  # there is no such effect key, so nothing was begun
+        self.assertEqual((result.outcome, pg.lookup(self.pool, id).status), ('failed', 'failed'))
         id, answer = self.finish(end(pg.Refused(402, 'declined')))
         self.assertEqual((answer.status, pg.replay(self.pool, id).response_status), (402, 402))
         id, result = self.finish(end(TimeoutError('who knows' * 1000000)))
@@ -259,7 +264,8 @@ class Http(Database):
     """The middlewares, without a server around them."""
 
     def post(self, app, key='"k"', body=b'{}'):
-        environ = {'REQUEST_METHOD': 'POST', 'PATH_INFO': '/things', 'CONTENT_LENGTH': str(len(body)), 'HTTP_IDEMPOTENCY_KEY': key}
+        environ = {'REQUEST_METHOD': 'POST', 'PATH_INFO': '/things', 'CONTENT_LENGTH': str(len(body))}
+        environ.update({'HTTP_IDEMPOTENCY_KEY': key} if key else {})
         environ['wsgi.input'] = io.BytesIO(body)
         started = []
         text = b''.join(app(environ, lambda status, headers: started.extend([status, dict(headers)])))
@@ -331,18 +337,33 @@ class Http(Database):
         self.assertEqual(again[1][b'idempotent-replayed'], b'true')
         self.assertTrue(first[1][b'idempotency-key-expires'].endswith(b' GMT'))
 
+    def test_without_a_key_where_none_is_required(self):
+        def app(environ, start_response):
+            start_response('200 OK', [])
+            return [str('idempotency.db' in environ).encode()]
+        once = Wsgi(app, pool=self.pool, scope=lambda environ: 'test', routes={'POST /things': pg.Route(required=False)})
+        self.assertEqual([self.post(once, key)[2] for key in (None, str(uuid.uuid4()))], [b'False', b'True'])
+
     def test_who_is_unknown_is_never_served(self):
         once = Wsgi(None, pool=self.pool, scope=lambda environ: None, routes={'POST /things': pg.Route()})
         with self.assertRaises(TypeError):
             self.post(once)
 
     def test_keys(self):
-        for line, key in (('"k"', 'k'), ('k', 'k'), ('"a\\"b"', 'a"b'), ('"a\\\\b"', 'a\\b'), ('"k";p=1;q="x;y"', 'k'), ('"k,l"', 'k,l'),
-                          ('x' * 255, 'x' * 255)):
+        for line, key in (('"k"', 'k'), ('k', 'k'), (' "k"\t', 'k'), ('"a\\"b"', 'a"b'), ('"a\\\\b"', 'a\\b'), ('"k";p=1;q="x;y"', 'k'),
+                          ('"k,l"', 'k,l'), ('x' * 255, 'x' * 255)):
             self.assertEqual(pg.parse_key([line]), key)
         for lines in ([], ['""'], [''], ['"k'], ['"k"x'], ['"a\\n"'], ['k, l'], ['"k", "l"'], ['k', 'k'], ['"\xfc"'], ['x' * 256],
                       ['"k" ;=1']):
             self.assertIsNone(pg.parse_key(lines), lines)
+
+
+class Types(unittest.TestCase):
+    def test_a_typed_program_passes_and_its_mistakes_do_not(self):
+        with tempfile.TemporaryDirectory() as cache:
+            mypy = subprocess.run([sys.executable, '-m', 'mypy', '--strict', '--cache-dir', cache, PACKAGE / 'tests' / 'typed.py'],
+                                  env={**os.environ, 'MYPYPATH': str(PACKAGE)}, capture_output=True, text=True)
+        self.assertEqual(mypy.returncode, 0, mypy.stdout + mypy.stderr)
 
 
 if __name__ == '__main__':
