@@ -1,10 +1,7 @@
-# frozen_string_literal: true
-# The calls of the extension as functions, with typed outcomes, and errors told apart by SQLSTATE. `db` is a PG::Connection, a ConnectionPool
-# of them, or ActiveRecord::Base (or the model whose database it is); `id` is [scope, operation, key]. Intervals are PostgreSQL's, such as
-# '5 s', or seconds.
+# The calls of the extension as functions, with typed outcomes, and errors told apart by SQLSTATE. `db` is a PG::Connection, a
+# ConnectionPool of them, or ActiveRecord::Base (or the model whose database it is); `id` is [scope, operation, key].
 require 'pg'
 require_relative 'idempotency_pg/answer'
-
 module IdempotencyPg
   Id = Struct.new(:scope, :operation, :key)
   # A row of claim, run, claim_abandoned, lookup or replay; what the call does not have is nil.
@@ -18,20 +15,17 @@ module IdempotencyPg
   LEASED = '*, extract(epoch FROM locked_until - clock_timestamp())::float8 AS lease_seconds'
   # Every parameter is cast, so that prepared, unprepared and pooled statements agree on its type; and neither parameters nor results go
   # through the type maps of the connection, which are the application's or ActiveRecord's.
-  TYPES = {
-    'text' => %i[scope operation key command error reason note wait_for recovery_point step response_body], 'bigint' => %i[token],
-    'text::jsonb' => %i[state args response_headers], 'bytea' => %i[fingerprint response_bytes], 'int' => %i[response_status max_rows],
-    'interval' => %i[ttl lease wait retry_in], 'boolean' => %i[hold_if_abandoned refuse_repeat], 'uuid' => %i[claim_id]
-  }.flat_map { |type, options| options.map { |option| [option, type] } }.to_h.freeze
+  TYPES = { 'text' => %i[scope operation key command error reason note wait_for recovery_point step response_body], 'bigint' => %i[token],
+            'text::jsonb' => %i[state args response_headers], 'bytea' => %i[fingerprint response_bytes], 'uuid' => %i[claim_id],
+            'interval' => %i[ttl lease wait retry_in], 'boolean' => %i[hold_if_abandoned refuse_repeat],
+            'int' => %i[response_status max_rows] }.flat_map { |type, options| options.map { |option| [option, type] } }.to_h.freeze
   STRINGS = PG::TypeMapAllStrings.new
   DECODERS = { 16 => :Boolean, 17 => :Bytea, 20 => :Integer, 23 => :Integer, 701 => :Float, 1184 => :TimestampWithTimeZone, 3802 => :JSON }
     .each_with_object(PG::TypeMapByOid.new) { |(oid, type), map| map.add_coder(PG::TextDecoder.const_get(type).new(oid: oid)) }
   DECODERS.default_type_map = STRINGS
-  KINDS = {
-    stale_claim: %w[IK001], not_claimed: %w[IK002], other_completion: %w[IK003], left_open: %w[IK004], held: %w[IK005], redacted: %w[IK006],
-    retry: %w[40001 40P01], wait_timeout: %w[55P03], too_large: %w[54000], bad_request: %w[22],
-    unavailable: %w[08 25006 53300 57P01 57P02 57P03]
-  }.freeze
+  KINDS = { stale_claim: 'IK001', not_claimed: 'IK002', other_completion: 'IK003', left_open: 'IK004', held: 'IK005', redacted: 'IK006',
+            wait_timeout: '55P03', too_large: '54000', bad_request: '22', retry: '40001 40P01',
+            unavailable: '08 25006 53300 57P01 57P02 57P03' }.transform_values(&:split).freeze
   LOST = %w[PG::ConnectionBad PG::UnableToSend ConnectionPool::TimeoutError ActiveRecord::ConnectionNotEstablished].freeze
   OPEN = [PG::PQTRANS_INTRANS, PG::PQTRANS_INERROR].freeze
   WAITERS, WAITERS_LOCK = ObjectSpace::WeakMap.new, Mutex.new
@@ -43,9 +37,8 @@ module IdempotencyPg
     def claim(db, id, **options) = claiming(db, :claim, id, **options)
     def run(db, id, command, **options) = claiming(db, :run, id, command: command, **options)
     %i[fail record_failure hold release once].each { |name| define_method(name) { |db, id, **options| value(db, name, id, **options) } }
-    def complete(db, id, status: 200, headers: [], body: '', **options)
+    def complete(db, id, status: 200, headers: [], body: '', **options) =
       value(db, :complete, id, **Answer.of(status: status, headers: headers, body: body).recorded, **options)
-    end
     def extend_lease(db, id, **options) = value(db, :extend, id, **options) # a module's own extend is Ruby's
     def checkpoint(db, id, recovery_point, **options) = value(db, :checkpoint, id, recovery_point: recovery_point, **options)
     def effect_key(db, id, step = nil) = value(db, :effect_key, id, step: step)
@@ -58,8 +51,8 @@ module IdempotencyPg
     # What to do about an error; :other is a fault of the program. :too_large is permanent, never "try again".
     def kind(error)
       state = sqlstate(error)
-      return KINDS.find { |_, states| states.include?(state) || states.include?(state[0, 2]) }&.first || :other if state
-      (causes(error).flat_map { |one| one.class.ancestors.map(&:name) } & LOST).empty? ? :other : :unavailable
+      lost = state.nil? && (causes(error).flat_map { |one| one.class.ancestors.map(&:name) } & LOST).any?
+      lost ? :unavailable : KINDS.find { |_, states| states.include?(state) || states.include?(state.to_s[0, 2]) }&.first || :other
     end
 
     # Runs the block, again after an error of one of these kinds, with growing pauses that rivals do not share.
@@ -74,19 +67,20 @@ module IdempotencyPg
 
     # BEGIN, the block with the connection, COMMIT; all of it again where the server asks for that. One that is open already is joined.
     def transaction(db)
-      again(with(db) { |connection| open?(connection) } ? [] : %i[retry]) do
-        done = opened(db) do |connection|
-          result = yield connection
-          # Where an error was swallowed on the way, COMMIT would succeed and roll back; where the connection was lost, there is none.
-          raise 'the transaction had failed' unless connection.transaction_status == PG::PQTRANS_INTRANS
-          [result]
+      again(kinds = %i[retry]) do
+        done = with(db) do |given|
+          kinds.clear if open?(given) # whoever began it has to run it again
+          opened(db, given) do |connection|
+            # Where an error was swallowed on the way, COMMIT would succeed and roll back; where the connection was lost, there is none.
+            [yield(connection)].tap { raise 'the transaction had failed' if connection.transaction_status != PG::PQTRANS_INTRANS }
+          end
         end
         done ? done.first : raise('the transaction was rolled back') # by ActiveRecord::Rollback
       end
     end
 
-    # Yields a PG::Connection. One of a pool that was lost, or left in the middle of a statement, is opened anew; not by `reset`, which closes
-    # it for good while the server is away.
+    # Yields a PG::Connection. One of a pool that was lost, or left in the middle of a statement, is opened anew; not by `reset`, which
+    # closes it for good while the server is away.
     def with(db)
       return yield db if db.is_a?(PG::Connection)
       return db.connection_pool.with_connection { |connection| yield connection.raw_connection } if db.respond_to?(:connection_pool)
@@ -100,36 +94,31 @@ module IdempotencyPg
 
     # The block with `wait` for half of the pool's connections at most, with nil for the others: those that wait must not fill the pool.
     def capped(db, wait)
-      pool = db.respond_to?(:connection_pool) ? db.connection_pool : db
-      places = pool.is_a?(PG::Connection) ? 1 : pool.size / 2
-      waits = wait && WAITERS_LOCK.synchronize { WAITERS[pool] += 1 if (WAITERS[pool] ||= 0) < places }
+      places = db.is_a?(PG::Connection) ? 1 : (db.respond_to?(:connection_pool) ? db.connection_pool : db).size / 2
+      waits = wait && WAITERS_LOCK.synchronize { WAITERS[db] += 1 if (WAITERS[db] ||= 0) < places }
       yield(waits ? wait : nil)
     ensure
-      WAITERS_LOCK.synchronize { WAITERS[pool] -= 1 } if waits
+      WAITERS_LOCK.synchronize { WAITERS[db] -= 1 } if waits
     end
 
     private
 
-    # A request that is nil would switch the comparison off without a word, and JSON text would be made JSON once more.
+    # Nothing to compare would switch the comparison off without a word, and JSON text would be made JSON once more.
     def claiming(db, name, id, body: nil, request: nil, params: {}, compare: true, **options)
-      given = [[], []]
-      if compare && !options[:fingerprint]
-        raise ArgumentError, "#{name}: request is a value; JSON text is given as body" if request.is_a?(String)
-        raise ArgumentError, "#{name}: the request is nil; give request, body or compare: false" if body.nil? && request.nil?
-        digest, bytes = 'idempotency.fingerprint_bytes($1::bytea)', binary(body || JSON.generate(request)) # takes what jsonb refuses, too
-        given = params.empty? ? [["fingerprint => #{digest}"], [bytes]] : [
-          ["request => jsonb_build_object('params', $2::text::jsonb, 'body', encode(#{digest}, 'hex'))"], [bytes, JSON.generate(params)]]
-      end
+      body ||= JSON.generate(request) unless request.nil? || request.is_a?(String)
+      compare &&= !options[:fingerprint]
+      raise ArgumentError, "#{name}: give body, or request, a value that is not nil and no JSON text; or compare: false" if compare && !body
+      digest = 'idempotency.fingerprint_bytes($1::bytea)' # which takes what jsonb refuses, too
+      arg = "request => jsonb_build_object('params', $2::text::jsonb, 'body', encode(#{digest}, 'hex'))" unless params.empty?
+      given = [[arg || "fingerprint => #{digest}"], [binary(body), *(JSON.generate(params) if arg)]] if compare
       row = rows(db, LEASED, name, id, options, *given).first
       %i[claimed replay in_progress mismatch held].include?(row.outcome) ? row : raise("unknown outcome #{row.outcome}") # never go on
     end
 
     def value(db, name, id, **options) = call(db, 'result', name, id, options).first[:result]
     def rows(db, columns, name, id, *rest)
-      call(db, columns, name, id, *rest).map do |row|
-        symbols = row.slice(:outcome, :status, :rival).compact.transform_values(&:to_sym)
-        Result.new(**Id.members.zip(id.to_a).to_h, **row.slice(*Result.members), **symbols)
-      end
+      ids = Id.members.zip(id.to_a).to_h
+      call(db, columns, name, id, *rest).map { |row| Result.new(**ids, **row.slice(*Result.members), outcome: row[:outcome]&.to_sym) }
     end
 
     # What is not given is not named, so that the server's defaults and the policies hold.
@@ -143,23 +132,21 @@ module IdempotencyPg
       sql = "SELECT #{columns} FROM idempotency.#{name}(#{args.join(', ')}) AS result"
       with(db) { |it| it.exec_params(sql, values, 0, STRINGS) { |found| found.map_types!(DECODERS).field_names_as(:symbol).to_a } }
     end
-    def binary(text) = { value: text.b, type: 17, format: 1 }
 
+    def binary(text) = { value: text.b, type: 17, format: 1 }
     def causes(error) = error ? [error, *causes(error.cause)] : [] # ActiveRecord has the driver's error as cause
     def diagnosis(error, field) = causes(error).grep(PG::Error).find(&:result)&.result&.error_field(field)
     def open?(connection) = OPEN.include?(connection.transaction_status)
 
     # Not by PG::Connection#transaction, which commits what `throw` or the end of a thread leaves half done. Models have to know of it.
-    def opened(db)
-      return with(db) { db.transaction(requires_new: true) { yield db.connection.raw_connection } } if db.respond_to?(:connection_pool)
-      with(db) do |connection|
-        next yield connection if open?(connection)
-        begin
-          connection.exec('BEGIN')
-          yield(connection).tap { connection.exec('COMMIT') }
-        ensure
-          connection.exec('ROLLBACK') if open?(connection)
-        end
+    def opened(db, connection)
+      return db.transaction(requires_new: true) { yield db.connection.raw_connection } if db.respond_to?(:connection_pool)
+      return yield connection if open?(connection)
+      begin
+        connection.exec('BEGIN')
+        yield(connection).tap { connection.exec('COMMIT') }
+      ensure
+        connection.exec('ROLLBACK') if open?(connection)
       end
     end
   end

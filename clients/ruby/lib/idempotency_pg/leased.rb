@@ -1,23 +1,17 @@
-# frozen_string_literal: true
 # Work that leaves the database: the claim is committed first, with a lease, and what became of the work is recorded afterwards.
-#
-# work.call(job) says by its end what is known. An answer, { status:, headers:, body:, book: }, is recorded in one transaction with what
-# book.call(connection) writes; a refusal for good is such an answer, or raised as Refused. NothingHappened lets the next attempt do it.
-# Any other error means that nobody knows, and the key is held for a person.
+# work.call(job) says what is known. An answer, { status:, headers:, body:, book: }, is recorded in one transaction with what book.call(db)
+# writes; so is Refused, for good. NothingHappened lets the next attempt do it. Any other error: nobody knows, and a person decides.
 require 'securerandom'
-
 module IdempotencyPg
   class NothingHappened < StandardError; end
-
-  # What work gets. claim.state is what the request left; the effect key is for the outside party, the same in every attempt. `lost` is
-  # an error once the claim is somebody else's: long work should look from time to time.
+  # What work gets: claim.state, what the request left; effect_key, the same in every attempt; lost, an error once the claim is another's.
   Job = Struct.new(:claim, :effect_key, :lost)
 
   class << self
-    # The Answer of the work, or a Result that says why there is none: the outcome of claim(), or :failed after NothingHappened.
-    def run_leased(pool, id, work, wait: nil, step: nil, **options)
-      options = { claim_id: SecureRandom.uuid, **options } # if the answer to the claim is lost, the same id gets the same token
-      claimed = capped(pool, wait) { |most| despite_loss { claim(pool, id, wait: most, **options) } }
+    # The Answer of the work, or a Result that says why there is none: the outcome of claim(), or :failed after NothingHappened. If the
+    # answer to the claim is lost, the same claim_id gets the same token.
+    def run_leased(pool, id, work, wait: nil, step: nil, claim_id: SecureRandom.uuid, **options)
+      claimed = capped(pool, wait) { |most| despite_loss { claim(pool, id, wait: most, claim_id: claim_id, **options) } }
       claimed.claimed? ? finish(pool, claimed, step, work) : claimed
     end
 
@@ -85,8 +79,7 @@ module IdempotencyPg
       raise
     end
 
-    # What a repeat finds settled was settled by the call whose answer was lost, or is somebody else's by now. A page of HTML would be too
-    # large to be recorded.
+    # What is settled already was so by the call whose answer was lost, or is another's. A page of HTML would be too large for a reason.
     def settle(pool, claim, verb, **why)
       despite_loss { public_send(verb, pool, claim.id, token: claim.token, **why.transform_values { |text| utf8(text)[0, 1000] }) }
     rescue StandardError => e

@@ -1,12 +1,9 @@
-# frozen_string_literal: true
-# The header Idempotency-Key (draft-ietf-httpapi-idempotency-key-header-07) for Rack 2 and 3, after authentication:
+# The header Idempotency-Key (draft-ietf-httpapi-idempotency-key-header-07) for Rack 2 and 3, after authentication. The connection of
+# the claim's transaction is env['idempotency.db']. The answer leaves after COMMIT, so no client is told what was undone.
 #   use IdempotencyPg::Middleware, pool: POOL, scope: ->(env) { … }, routes: { 'POST /orders/{id}/refunds' => {} }
-# The connection of the claim's transaction is env['idempotency.db']. The answer leaves after COMMIT has succeeded, so no client is told
-# what was undone.
 require 'rack'
 require 'time'
 require_relative '../idempotency_pg'
-
 module IdempotencyPg
   class Middleware
     # The draft has the first three titles. Who gets a Retry-After may send the same request again; nobody else is invited to.
@@ -28,11 +25,9 @@ module IdempotencyPg
     ERRORS = %w[sinatra.error action_dispatch.exception].freeze
     # With `work` a route is leased, and the application is not asked. state.call(env, body) is what the work needs; it may raise Refused.
     Route = Struct.new(:required, :wait, :ttl, :work, :state, :lease, :step, :hold_if_abandoned, keyword_init: true)
-
     # The key of the header, "k" and k alike; nil where it is none. Servers join two lines by a comma, which is in no token.
     def self.parse_key(line)
-      match = ITEM.match(line.to_s.b)
-      key = match && (match[2] || match[1].gsub(/\\(.)/, '\1'))
+      key = ITEM.match(line.to_s.b)&.then { |match| match[2] || match[1].gsub(/\\(.)/, '\1') }
       IdempotencyPg.utf8(key) if key && (1..255).cover?(key.size)
     end
 
@@ -45,20 +40,15 @@ module IdempotencyPg
       end
     end
 
+    # Whatever routers overlook (/orders/, //orders, %6Frders, and for Rails /orders.json): there is no way around the claim.
     def call(env)
-      found = find(env)
-      found ? respond(answer(env, *found)) : @app.call(env)
+      path = "#{env['SCRIPT_NAME']}#{env['PATH_INFO']}".gsub(/%2f/i, '%252F') # a slash within a segment stays encoded
+      asked = "#{env['REQUEST_METHOD']} #{IdempotencyPg.utf8(::Rack::Utils.unescape_path(path)).squeeze('/')}"
+      @routes.each { |pattern, *route| pattern.match(asked) { |match| return respond(answer(env, *route, match.named_captures)) } }
+      @app.call(env)
     end
 
     private
-
-    # Whatever routers overlook (/orders/, //orders, %6Frders, and for Rails /orders.json): there is no way around the claim.
-    def find(env)
-      path = "#{env['SCRIPT_NAME']}#{env['PATH_INFO']}".gsub(/%2f/i, '%252F') # a slash within a segment stays encoded
-      asked = "#{env['REQUEST_METHOD']} #{IdempotencyPg.utf8(::Rack::Utils.unescape_path(path)).squeeze('/')}"
-      @routes.each { |pattern, *route| (match = pattern.match(asked)) and return [*route, match.named_captures] }
-      nil
-    end
 
     def answer(env, operation, route, params)
       scope = @scope.call(env) or raise ArgumentError, 'scope gave nothing: authenticate before, or raise Refused.new(status: 401)'
@@ -66,11 +56,15 @@ module IdempotencyPg
       key = self.class.parse_key(line)
       return problem(line ? :malformed : :missing) unless key || (line.nil? && !route.required && !route.work)
       id, request = Id.new(scope, operation, key), { body: body_of(env), params: params, ttl: route.ttl }
-      return leased(env, id, route, request) if route.work
+      if route.work
+        options = { state: route.state&.call(env, request[:body]), **route.to_h.slice(:wait, :step, :lease, :hold_if_abandoned), **request }
+        @pool.connection_pool.release_connection if @pool.respond_to?(:connection_pool) # of models that were asked who it is
+        return told(IdempotencyPg.run_leased(@pool, id, route.work, **options))
+      end
       original = env.dup
       IdempotencyPg.transaction(@pool) do |db|
         claimed = key && IdempotencyPg.capped(@pool, route.wait) { |most| IdempotencyPg.claim(db, id, wait: most, **request) }
-        next without_work(claimed) unless claimed.nil? || claimed.claimed?
+        next told(claimed) unless claimed.nil? || claimed.claimed?
         env.replace(original) # it may be run again
         answer = captured(env.merge!('rack.input' => StringIO.new(request[:body]), 'idempotency.db' => db))
         raise Refused, answer if answer.status >= 500
@@ -83,25 +77,19 @@ module IdempotencyPg
       problem(IdempotencyPg.kind(e)) or raise # the framework's, as if this were not here
     end
 
-    def leased(env, id, route, request)
-      options = { state: route.state&.call(env, request[:body]), **route.to_h.slice(:wait, :step, :lease, :hold_if_abandoned), **request }
-      @pool.connection_pool.release_connection if @pool.respond_to?(:connection_pool) # of models that were asked who it is
-      result = IdempotencyPg.run_leased(@pool, id, route.work, **options)
-      result.is_a?(Answer) ? result : without_work(result)
-    end
-
-    def without_work(result)
+    def told(result)
+      return result if result.is_a?(Answer)
       return problem(result.outcome, result.retry_after_ms) unless result.outcome == :replay
-      Answer.of(status: result.response_status, headers: result.response_headers.to_a + [%w[Idempotent-Replayed true]],
+      Answer.of(status: result.response_status || 200, headers: result.response_headers.to_a + [%w[Idempotent-Replayed true]],
                 body: result.response_bytes || result.response_body.to_s.encode(Encoding::UTF_8), expires_at: result.expires_at)
     end
 
     def problem(name, retry_after_ms = nil)
       status, title, detail = PROBLEMS[name = ALSO.fetch(name, name)]
       return unless status
-      headers = { 'Content-Type' => 'application/problem+json', 'Content-Language' => 'en' }
-      headers['Link'] = %(<#{@documentation}>; rel="describedby"; type="text/html") if status == 400
-      headers['Retry-After'] = [1, (retry_after_ms.to_i / 1000.0).ceil].max if %i[in_progress unavailable].include?(name)
+      headers = { 'Content-Type' => 'application/problem+json', 'Content-Language' => 'en',
+                  'Link' => (%(<#{@documentation}>; rel="describedby"; type="text/html") if status == 400),
+                  'Retry-After' => ([1, (retry_after_ms.to_i / 1000.0).ceil].max if %i[in_progress unavailable].include?(name)) }
       body = { type: "#{@documentation}##{name.to_s.tr('_', '-')}", title: title, status: status, detail: detail }
       Answer.of(status: status, headers: headers, body: body)
     end
@@ -117,9 +105,8 @@ module IdempotencyPg
     # What the application answers, instead of sending it.
     def captured(env)
       status, headers, parts = @app.call(env)
-      bytes = String.new
-      parts.each { |part| bytes << part.b }
-      error = env.values_at(*ERRORS).compact.find { |one| IdempotencyPg.kind(one) != :other }
+      bytes = (parts.respond_to?(:to_ary) ? parts.to_ary : parts.to_enum).map(&:b).join # Rack 3 asks for to_ary
+      error = env.values_at(*ERRORS).find { |one| IdempotencyPg.kind(one) != :other }
       error ? raise(error) : Answer.of(status: status.to_i, headers: headers, body: bytes)
     ensure
       parts.close if parts.respond_to?(:close)
