@@ -131,6 +131,16 @@ class ClientTest < Minitest::Test
     assert_equal('1', I.transaction(one) { |db| db.exec('SELECT 1').getvalue(0, 0) })
     one.with { |db| db.send_query('SELECT pg_sleep(600)') }
     assert_equal(true, I.once(one, new_id('webhook')))
+
+    way = Proxy.new
+    one = way.pool(1)
+    I.once(one, new_id('webhook'))
+    way.close
+    3.times { assert_equal(:unavailable, I.kind(raised(PG::Error) { I.once(one, new_id('webhook')) })) }
+    way = Proxy.new(port: way.port)
+    assert_equal(true, I.once(one, new_id('webhook')), 'the server is back')
+  ensure
+    way&.close
   end
 
   def test_kinds_by_sqlstate_and_what_has_none

@@ -40,34 +40,43 @@ module Database
     flunk "never happened: #{what}"
   end
 
-  # A pool through a proxy that closes the connection, once, instead of passing on an answer of the server with this text.
-  def losing(text)
-    host, port, lost = ENV.fetch('PGHOST', '/var/run/postgresql'), ENV.fetch('PGPORT', '5432'), []
-    proxy = TCPServer.new('127.0.0.1', 0)
-    Thread.new do
-      loop do
-        client = proxy.accept
-        server = host.start_with?('/') ? UNIXSocket.new("#{host}/.s.PGSQL.#{port}") : TCPSocket.new(host, port)
-        { client => server, server => client }.each do |from, to|
-          Thread.new do
-            while (data = from.readpartial(65_536))
-              next to.write(data) unless from == server && lost.empty? && data.include?(text)
-              lost << text
-              break
-            end
-          rescue IOError, SystemCallError
-            # it ends as the other side has ended
-          ensure
-            [from, to].each(&:close)
-          end
-        end
+  # A way to the server that goes away by close(), and loses, once, an answer with this text: it closes the connection instead.
+  class Proxy
+    attr_reader :port, :lost
+
+    def initialize(port: 0, lose: nil)
+      @server, @lost, @sockets = TCPServer.new('127.0.0.1', port), [], []
+      @port = @server.addr[1]
+      Thread.new do
+        loop { connect(@server.accept, lose) }
+      rescue IOError
+        # it is closed
       end
-    rescue IOError
-      # the proxy was closed
     end
-    yield Database.pool(2, host: '127.0.0.1', port: proxy.addr[1], sslmode: 'disable', gssencmode: 'disable')
-    assert_equal([text], lost, 'an answer was lost')
-  ensure
-    proxy.close
+
+    def connect(client, lose)
+      host, port = ENV.fetch('PGHOST', '/var/run/postgresql'), ENV.fetch('PGPORT', '5432')
+      server = host.start_with?('/') ? UNIXSocket.new("#{host}/.s.PGSQL.#{port}") : TCPSocket.new(host, port)
+      @sockets.push(client, server)
+      { client => server, server => client }.each { |from, to| Thread.new { pass(from, to, from == server && lose) } }
+    end
+
+    def pass(from, to, lose)
+      while (data = from.readpartial(65_536))
+        next to.write(data) unless lose && @lost.empty? && data.include?(lose)
+        @lost << lose
+        break
+      end
+    rescue IOError, SystemCallError
+      # it ends as the other side has ended
+    ensure
+      [from, to].each(&:close)
+    end
+
+    def pool(size) = Database.pool(size, host: '127.0.0.1', port: port, sslmode: 'disable', gssencmode: 'disable')
+
+    def close
+      [@server, *@sockets].each(&:close)
+    end
   end
 end

@@ -32,7 +32,7 @@ class LeasedTest < Minitest::Test
     refused = run_leased(id = new_id, ->(_) { raise I::Refused.new(status: 402, body: { declined: true }) })
     assert_equal([402, 402], [refused.status, I.replay(POOL, id).response_status], 'for good')
 
-    ["no answer \0\xFF", 'x' * (2 << 20)].each do |message| # such as no text column takes
+    ["no answer \0\xFF", 'x' * (5 << 20)].each do |message| # such as no text column takes
       assert_equal(:held, run_leased(id = new_id, ->(_) { raise message }).outcome)
       assert_equal(['held', "RuntimeError: #{message[0, 5]}"], [run_leased(id, NEVER).outcome.to_s, I.lookup(POOL, id).last_error[0, 19]])
     end
@@ -72,11 +72,11 @@ class LeasedTest < Minitest::Test
   end
 
   def test_a_claim_whose_answer_is_lost_is_repeated_with_its_claim_id
-    runs = 0
-    losing('claimed') do |pool|
-      answer = run_leased(new_id, ->(job) { { body: [runs += 1, job.claim.attempt] } }, pool: pool)
-      assert_equal('[1,1]', answer.body)
-    end
+    runs, proxy = 0, Proxy.new(lose: 'claimed')
+    answer = run_leased(new_id, ->(job) { { body: [runs += 1, job.claim.attempt] } }, pool: proxy.pool(2))
+    assert_equal(['[1,1]', ['claimed']], [answer.body, proxy.lost])
+  ensure
+    proxy.close
   end
 
   def test_the_completer_drives_on_what_others_left_from_its_state_and_survives_the_loss_of_its_database

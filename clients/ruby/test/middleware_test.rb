@@ -46,6 +46,17 @@ class MiddlewareTest < Minitest::Test
     assert_equal(1, count(90))
   end
 
+  def test_a_body_is_read_by_each_and_closed_also_one_that_only_seems_to_be_an_array_as_those_of_rails_do
+    closed = 0
+    body = Enumerator.new { |out| [+"caf\xE9", +'é'].each { |part| out << part } }
+    body.define_singleton_method(:to_ary) { nil }
+    body.define_singleton_method(:close) { closed += 1 }
+    app = I::Middleware.new(->(_) { [200, TEXT.dup, body] }, pool: POOL, scope: ->(_) { 'test_ruby' }, routes: { 'POST /orders' => {} })
+    key = SecureRandom.uuid
+    assert_equal(["caf\xE9é".b] * 2, Array.new(2) { request(app, key).body.b })
+    assert_equal(1, closed)
+  end
+
   def test_problems
     app = once(ORDER, documentation: 'https://shop.example.com/keys')
     request(app, key = SecureRandom.uuid, '{"item": 91}')

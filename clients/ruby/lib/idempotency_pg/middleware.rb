@@ -105,7 +105,7 @@ module IdempotencyPg
     # What the application answers, instead of sending it.
     def captured(env)
       status, headers, parts = @app.call(env)
-      bytes = (parts.respond_to?(:to_ary) ? parts.to_ary : parts.to_enum).map(&:b).join # Rack 3 asks for to_ary
+      bytes = (Array.try_convert(parts) || parts.to_enum).map(&:b).join # by to_ary, as Rack 3 wants it, or by each
       error = env.values_at(*ERRORS).find { |one| IdempotencyPg.kind(one) != :other }
       error ? raise(error) : Answer.of(status: status.to_i, headers: headers, body: bytes)
     ensure
