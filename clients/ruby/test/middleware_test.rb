@@ -55,6 +55,8 @@ class MiddlewareTest < Minitest::Test
     key = SecureRandom.uuid
     assert_equal(["caf\xE9é".b] * 2, Array.new(2) { request(app, key).body.b })
     assert_equal(1, closed)
+    around = ->(env) { app.call(env).tap { refute_includes(env, 'idempotency.db') } }
+    request(around)
   end
 
   def test_problems

@@ -2,6 +2,7 @@
 # the claim's transaction is env['idempotency.db']. The answer leaves after COMMIT, so no client is told what was undone.
 #   use IdempotencyPg::Middleware, pool: POOL, scope: ->(env) { … }, routes: { 'POST /orders/{id}/refunds' => {} }
 require 'rack'
+require 'stringio'
 require 'time'
 require_relative '../idempotency_pg'
 module IdempotencyPg
@@ -52,8 +53,7 @@ module IdempotencyPg
 
     def answer(env, operation, route, params)
       scope = @scope.call(env) or raise ArgumentError, 'scope gave nothing: authenticate before, or raise Refused.new(status: 401)'
-      line = env['HTTP_IDEMPOTENCY_KEY']
-      key = self.class.parse_key(line)
+      key = self.class.parse_key(line = env['HTTP_IDEMPOTENCY_KEY'])
       return problem(line ? :malformed : :missing) unless key || (line.nil? && !route.required && !route.work)
       id, request = Id.new(scope, operation, key), { body: body_of(env), params: params, ttl: route.ttl }
       if route.work
@@ -85,8 +85,7 @@ module IdempotencyPg
     end
 
     def problem(name, retry_after_ms = nil)
-      status, title, detail = PROBLEMS[name = ALSO.fetch(name, name)]
-      return unless status
+      status, title, detail = PROBLEMS[name = ALSO.fetch(name, name)] || return
       headers = { 'Content-Type' => 'application/problem+json', 'Content-Language' => 'en',
                   'Link' => (%(<#{@documentation}>; rel="describedby"; type="text/html") if status == 400),
                   'Retry-After' => ([1, (retry_after_ms.to_i / 1000.0).ceil].max if %i[in_progress unavailable].include?(name)) }
@@ -109,6 +108,7 @@ module IdempotencyPg
       error = env.values_at(*ERRORS).find { |one| IdempotencyPg.kind(one) != :other }
       error ? raise(error) : Answer.of(status: status.to_i, headers: headers, body: bytes)
     ensure
+      env.delete('idempotency.db') # it is another's soon
       parts.close if parts.respond_to?(:close)
     end
 
