@@ -60,7 +60,7 @@ module Shop
       request.body = JSON.generate(key: job.effect_key, amount: amount)
       answer = ask(request, TIMEOUT)
       return { status: 402, body: { declined: true } } if answer.code == '402'
-      raise "the network answered #{answer.code}" unless answer.code == '200'
+      raise "the network answered #{answer.code}: #{answer.body}" unless answer.code == '200'
       id = JSON.parse(answer.body)['charge']
       begin
         ask(Net::HTTP::Get.new("/after?key=#{job.effect_key}"))
