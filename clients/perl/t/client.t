@@ -7,7 +7,8 @@ use utf8;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 use Idempotency::Pg qw(again kind);
-use Shop;
+use Database;
+use File::Temp;
 use Test::More;
 
 my $pg = new_pg();
@@ -65,8 +66,8 @@ subtest 'settings of the driver change nothing' => sub {
 	my $text = '{"name": "naïve ☺"}';
 	utf8::encode(my $encoded = $text);
 	my $bytes = join '', map { chr } 0 .. 255, 102;
-	for my $setting ([], [pg_enable_utf8 => 0], [pg_enable_utf8 => 1], [pg_bool_tf => 1], [pg_server_prepare => 0], [pg_switch_prepared => 1],
-		[pg_placeholder_dollaronly => 1], [pg_errorlevel => 2], [FetchHashKeyName => 'NAME_uc']) {
+	for my $setting ([], [pg_enable_utf8 => 0], [pg_enable_utf8 => 1], [pg_bool_tf => 1], [pg_server_prepare => 0],
+		[pg_switch_prepared => 1], [pg_placeholder_dollaronly => 1], [pg_errorlevel => 2], [FetchHashKeyName => 'NAME_uc']) {
 		my ($pg, $name) = (new_pg(@$setting), "@$setting" || 'as they are');
 		my $id = completed($pg, { body => $encoded }, body => $encoded, headers => ['Content-Type' => 'application/json', X => 'é']);
 		is(outside('SELECT response_body FROM idempotency.replay(?, ?, ?)', @$id), $text, "$name: recorded as text");
@@ -75,14 +76,24 @@ subtest 'settings of the driver change nothing' => sub {
 		is($pg->claim($id, body => '{"name": "naive"}')->{outcome}, 'mismatch', "$name: mismatch");
 		$id = completed($pg, { body => $bytes }, body => $bytes);
 		is($pg->replay($id)->{response_bytes}, $bytes, "$name: bytes");
+		$id = completed($pg, { body => $bytes }, body => "a\0b", headers => ['Content-Type' => 'text/plain']);
+		is($pg->replay($id)->{response_bytes}, "a\0b", "$name: text that the server cannot take for text");
 		my $event = new_id('event');
 		is_deeply([map { $pg->once($event) ? 'first' : 'again' } 1, 2], ['first', 'again'], "$name: a boolean");
-		is($pg->dbh->selectrow_array('SELECT count(*) FROM pg_prepared_statements'), 0, "$name: nothing is prepared by name");
 	}
 	my $id = new_id();
 	$pg->claim($id, compare => 0, hold_if_abandoned => !1, lease => '1 ms');
 	until_it('it is abandoned', sub { $pg->lookup($id)->{abandoned} });
 	is($pg->lookup($id)->{hold_if_abandoned}, 0, 'false of Perl is false');
+
+	my $prepares = new_pg(pg_switch_prepared => 1);    # what pgbouncer before 1.21 loses
+	my $trace = File::Temp->new;
+	$prepares->dbh->trace('pglibpq', "$trace");
+	$prepares->once(new_id('event'));
+	$prepares->dbh->trace(0);
+	my $called = do { local $/; readline $trace };
+	like($called, qr/PQexec/, 'the calls of libpq are seen');
+	unlike($called, qr/PQprepare/, 'and nothing is prepared by name');
 };
 
 subtest 'a token is a whole number, however large' => sub {
@@ -113,6 +124,7 @@ subtest 'errors are told apart by SQLSTATE' => sub {
 	my $error = error_of(sub { $pg->dbh->do('SELECT 1/0') });
 	like("$error", qr/division by zero at .*client\.t line/, 'it reads like a message of DBI');
 	is($error->{state}, '22012', 'and has its state');
+	is(do { local $pg->dbh->{RaiseError} = 0; $pg->dbh->do('SELECT 1/0') }, undef, 'who does not want to die of it does not');
 	is(kind($_), 'other', 'no error of the database') for undef, 'ERROR: 40001', {};
 	my $nowhere = Idempotency::Pg->new(sub { connected('dbi:Pg:host=127.0.0.1;port=1') });
 	is(kind(error_of(sub { $nowhere->once(new_id()) })), 'unavailable', 'nobody there');
@@ -137,12 +149,15 @@ subtest 'a transaction is run again where the server asks for it, and only there
 	my $runs = 0;
 	$pg->transaction(sub ($dbh) { eval { raise($dbh, '40001') } if ++$runs < 3; die 'an error of the framework' if $runs < 3 });
 	is($runs, 3, 'an error that somebody has made another one of is known all the same');
+	$runs = 0;
+	$pg->transaction(sub ($dbh) { eval { raise($dbh, '40001') } if ++$runs < 3; $dbh->do('SELECT 1') });
+	is($runs, 3, 'or that somebody has swallowed');
 	is_deeply([$pg->transaction(sub { undef }), $pg->transaction(sub { 7 })], [undef, 7], 'what the work returns');
 };
 
 subtest 'nothing remains of what failed' => sub {
-	like(error_of(sub { $pg->transaction(sub ($dbh) { insert($dbh, 'swallowed'); eval { $dbh->do('SELECT 1/0') } }) }), qr/division by zero/,
-		'an error that was swallowed is one at the end');
+	my $swallowing = sub ($dbh) { insert($dbh, 'swallowed'); eval { $dbh->do('SELECT 1/0') } };
+	like(error_of(sub { $pg->transaction($swallowing) }), qr/division by zero/, 'an error that was swallowed is one at the end');
 	my $id = completed($pg, { request => {} }, body => 'done');
 	is(kind(error_of(sub {
 		$pg->transaction(sub ($dbh) {
@@ -182,6 +197,9 @@ subtest 'a connection that was lost is replaced, but not within a transaction' =
 	});
 	is(kind($error), 'unavailable', 'one in a transaction is an error');
 	is(count('lost') + count('after the loss'), 0, 'and nothing remains');
+	my $backend = $pg->dbh->{pg_pid};
+	error_of(sub { raise($pg->dbh, '25006') });
+	isnt($pg->dbh->{pg_pid}, $backend, 'nor is one kept that leads to a server which only reads');
 	is($pg->once(new_id('event')), 1, 'the next one works');
 };
 

@@ -7,7 +7,7 @@ use FindBin;
 use lib "$FindBin::RealBin/lib";
 use IO::File;
 use Plack::Middleware::Idempotency;
-use Shop;
+use Database;
 use Test::More;
 
 my $pg = new_pg();
@@ -24,15 +24,16 @@ sub ask ($app, $key, %more) {
 	my %env = (REQUEST_METHOD => 'POST', PATH_INFO => '/things', CONTENT_LENGTH => length $body, 'psgi.input' => $input,
 		'psgi.errors' => \*STDERR, defined $key ? (HTTP_IDEMPOTENCY_KEY => $key) : (), %more);
 	my $answer = $app->(\%env);
-	return { status => $answer->[0], headers => { $answer->[1]->@* }, body => join('', $answer->[2]->@*), env => \%env };
+	my ($status, $lines, $parts) = @$answer;
+	return { status => $status, lines => $lines, headers => {@$lines}, body => join('', @$parts), env => \%env };
 }
 sub key () { new_id()->[2] }
 
 subtest 'what a key is' => sub {
-	my %keys = ('"k"' => 'k', k => 'k', '"a\"b"' => 'a"b', '"a\\\\b"' => 'a\b', '"k";p=1; q="x;y"' => 'k', '"k,l"' => 'k,l', ' k ' => 'k', '0' => '0',
-		'x' x 255 => 'x' x 255);
+	my %keys = ('"k"' => 'k', k => 'k', '"a\"b"' => 'a"b', '"a\\\\b"' => 'a\b', '"k";p=1; q="x;y"' => 'k', '"k,l"' => 'k,l', ' k ' => 'k',
+		0 => '0', 'x' x 255 => 'x' x 255);
 	is(Plack::Middleware::Idempotency::parse_key($_), $keys{$_}, $_) for sort keys %keys;
-	is(Plack::Middleware::Idempotency::parse_key($_), undef, "not $_")
+	is(Plack::Middleware::Idempotency::parse_key($_), undef, 'not ' . s/[^ -~]/?/gr)
 		for '', '""', '"k', '"k"x', '"a\n"', 'k, l', '"k", "l"', qq("\xfc"), 'x' x 256, '"k" ;=1', "k\n";
 };
 
@@ -48,6 +49,7 @@ subtest 'an answer at once, later, in pieces, or as a file is held back, recorde
 		my $app = wrapped(sub ($env) { insert($env->{'idempotency.dbh'}, $way); $ways{$way}->($env) });
 		my ($first, $again) = map { ask($app, $key) } 1, 2;
 		is_deeply([@$_{qw(status body)}, @{ $_->{headers} }{qw(X Content-Length)}], [201, 'hello', 1, 5], $way) for $first, $again;
+		is(scalar(grep { $_ eq 'Content-Length' } $_->{lines}->@*), 1, 'one length') for $first, $again;
 		is($first->{headers}{'Idempotent-Replayed'}, undef, 'the first');
 		is($again->{headers}{'Idempotent-Replayed'}, 'true', 'the second');
 		is(count($way), 1, 'one row');
@@ -81,7 +83,10 @@ subtest 'a serialization failure is run again, whatever the framework makes of i
 
 subtest 'an answer that is thrown is not recorded' => sub {
 	my ($runs, $key) = (0, key());
-	my $app = wrapped(sub ($env) { insert($env->{'idempotency.dbh'}, 'thrown'); die [422, [X => 1], ['no']] if ++$runs == 1; [201, [], []] });
+	my $app = wrapped(sub ($env) {
+		insert($env->{'idempotency.dbh'}, 'thrown');
+		return ++$runs > 1 ? [201, [], []] : die [422, [X => 1], ['no']];
+	});
 	is_deeply([map { ask($app, $key)->{status} } 1 .. 3], [422, 201, 201], 'it is answered, and the next attempt works');
 	is_deeply([$runs, count('thrown')], [2, 1], 'and nothing remained of it');
 };
@@ -126,7 +131,7 @@ subtest 'an answer that another program recorded' => sub {
 	outside(q{SELECT outcome FROM idempotency.run(?, ?, ?, 'SELECT 7 AS n', fingerprint => idempotency.fingerprint_bytes('{}'),
 		response_status => 201, response_headers => '{"Link": ["</a>", "</b>"], "Content-Type": "application/json"}')}, @$id);
 	my $answer = ask(wrapped(sub { die }), $id->[2]);
-	is_deeply([@$answer{qw(status body)}, @{ $answer->{headers} }{qw(Content-Type Link)}], [201, '7', 'application/json', '</b>'], 'replay');
+	is_deeply([@$answer{qw(status body)}, $answer->{headers}->@{qw(Content-Type Link)}], [201, '7', 'application/json', '</b>'], 'replay');
 	outside('SELECT idempotency.redact(?, ?, ?)', @$id);
 	is(ask(wrapped(sub { die }), $id->[2])->{status}, 410, 'or that is gone');
 };

@@ -9,7 +9,7 @@ use Idempotency::Pg 'kind';
 use Idempotency::Pg::Leased qw(completer nothing_happened run_leased);
 use LossyProxy;
 use POSIX ();
-use Shop;
+use Database;
 use Test::More;
 
 my $pg = new_pg();
@@ -40,18 +40,20 @@ subtest 'the other ends: nothing happened, nobody knows, not to be recorded' => 
 	is_deeply($result->{body}, { attempt => 2, last_error => 'connection refused' }, 'the next attempt does it');
 
 	$id = new_id();
-	is(run_leased($pg, $id, sub { die 'no answer ' . 'x' x 1e6 }, %request)->{outcome}, 'held', 'nobody knows');
+	is(run_leased($pg, $id, sub { die 'no answer ' . 'x' x 9e6 }, %request)->{outcome}, 'held', 'nobody knows');
 	like($pg->lookup($id)->{last_error}, qr/^no answer/, 'why');
 	is(run_leased($pg, $id, sub { fail('it was run') }, %request)->{outcome}, 'held', 'and nobody gets it');
 	is(run_leased($pg, new_id(), sub { undef }, %request)->{outcome}, 'held', 'work without an answer');
 
 	for my $answer ({ body => 'x' x (5 << 20), book => sub ($dbh) { insert($dbh, 'large') } },
 		{ body => 'booked', book => sub ($dbh) { insert($dbh, 'large'); $dbh->do('SELECT 1/0') } }) {
-		like(error_of(sub { run_leased($pg, $id = new_id(), sub { $answer }, %request) })->{state}, qr/^(?:54000|22012)$/, 'it is an error');
+		my $error = error_of(sub { run_leased($pg, $id = new_id(), sub { $answer }, %request) });
+		like($error->{state}, qr/^(?:54000|22012)$/, 'it is an error');
 		is($pg->lookup($id)->{status}, 'held', 'done, and not to be recorded: held');
 	}
 	is(count('large'), 0, 'and nothing is booked');
-	like(error_of(sub { $pg->transaction(sub { run_leased($pg, new_id(), sub { {} }, %request) }) }), qr/transaction/, 'not in a transaction');
+	my $within = sub { run_leased($pg, new_id(), sub { {} }, %request) };
+	like(error_of(sub { $pg->transaction($within) }), qr/transaction/, 'not in a transaction');
 };
 
 subtest 'an answer that a person has recorded meanwhile is the one that counts' => sub {
@@ -67,17 +69,21 @@ subtest 'an answer that a person has recorded meanwhile is the one that counts' 
 sub hearts () { waitpid(-1, POSIX::WNOHANG()) }
 
 subtest 'a heartbeat keeps the lease, and leaves the work alone' => sub {
-	my $id = new_id();
-	my $result = run_leased($pg, $id, sub ($attempt) {
+	my ($id, $losses) = (new_id(), 0);
+	my $losing = Idempotency::Pg->new(sub { $losses-- > 0 ? connected('dbi:Pg:host=127.0.0.1;port=1') : connected() });
+	$losing->dbh;
+	$losses = 2;    # of the child, whose first beats find nobody there
+	pipe my $read, my $write or die "pipe: $!";
+	my $result = run_leased($losing, $id, sub ($attempt) {
 		until_it('a heartbeat', sub { $pg->lookup($id)->{locked_until} ne $attempt->{claim}{locked_until} });
-		my $backend = outside(q{SELECT pid FROM pg_stat_activity WHERE query LIKE '%idempotency.extend(%' AND pid <> pg_backend_pid()
-			ORDER BY query_start DESC LIMIT 1});
-		outside('SELECT pg_terminate_backend(?)', $backend);    # it connects anew
-		my $now = $pg->lookup($id)->{locked_until};
-		until_it('another heartbeat', sub { $pg->lookup($id)->{locked_until} ne $now });
+		local $SIG{ALRM} = sub { die "the child has it open\n" };
+		close $write;
+		alarm 60;
+		is(readline $read, undef, 'the child keeps nothing open that its parent closes');
+		alarm 0;
 		return { body => 'done' };
 	}, %request, lease => '900 ms');
-	is($result->{outcome}, 'claimed', 'it is done');
+	is($result->{outcome}, 'claimed', 'it is done') or diag explain $result;
 	is(hearts(), -1, 'and no process is left');
 };
 
@@ -110,15 +116,15 @@ subtest 'a lease ends when its owner is killed' => sub {
 	is(readline $read, "begun\n", 'it works');
 	kill KILL => $owner;
 	waitpid $owner, 0;
-	until_it('it is abandoned', sub { $pg->lookup($id)->{abandoned} });
-	is(readline $read, undef, 'and nothing holds what the owner had open');
+	ok(until_it('it is abandoned', sub { $pg->lookup($id)->{abandoned} }), 'and nobody renews its lease');
 };
 
 subtest 'a claim whose answer is lost is repeated with its claim_id' => sub {
 	my $proxy = LossyProxy->start('claimed');
 	my ($id, $runs) = (new_id(), 0);
 	my $through = Idempotency::Pg->new(sub { connected($proxy->dsn) });
-	my $result = run_leased($through, $id, sub ($attempt) { { body => { run => ++$runs, attempt => $attempt->{claim}{attempt} } } }, %request);
+	my $work = sub ($attempt) { { body => { run => ++$runs, attempt => $attempt->{claim}{attempt} } } };
+	my $result = run_leased($through, $id, $work, %request);
 	is($proxy->lost, 1, 'the first answer was lost');
 	is_deeply([@$result{qw(outcome body)}], ['claimed', { run => 1, attempt => 1 }], 'one attempt, one run');
 };

@@ -2,9 +2,7 @@ package Idempotency::Pg;
 
 # The calls of the extension as methods, with typed outcomes and errors told apart by SQLSTATE. An object has the one connection of
 # its process, which the sub that new() is given makes: when it is first needed, after a fork, and when the former one was lost.
-use v5.26;
-use warnings;
-use experimental 'signatures';
+use v5.26; use warnings; use experimental 'signatures';
 use Carp qw(croak shortmess);
 use DBD::Pg ':pg_types';
 use Encode ();
@@ -12,7 +10,7 @@ use Exporter 'import';
 use Fcntl ':flock';
 use JSON::PP ();
 use List::Util qw(pairgrep pairmap);
-use Scalar::Util qw(blessed weaken);
+use Scalar::Util 'weaken';
 
 our $VERSION = '1.0.0';
 our @EXPORT_OK = qw(again answer kind);
@@ -20,8 +18,7 @@ our @EXPORT_OK = qw(again answer kind);
 # lock_dir and workers: for those that wait, see capped().
 sub new ($class, $connect, %options) { bless { workers => 5, %options, connect => $connect }, $class }
 
-# ---- errors: the SQLSTATE as state, and as reason of stale_claim one of taken_over, completed, forgotten ----
-
+# Of an error: its SQLSTATE as state, and of stale_claim a reason, which is taken_over, completed or forgotten.
 package Idempotency::Pg::Error { use overload '""' => sub { $_[0]{message} }, bool => sub { 1 }, fallback => 1 }
 
 my %KIND = (
@@ -30,20 +27,18 @@ my %KIND = (
 
 # What to do about an error; "other" is a fault of the program. 54000 is permanent: never "try again".
 sub kind ($error) {
-	my $state = blessed $error && $error->isa('Idempotency::Pg::Error') ? $error->{state} : return 'other';
+	my $state = ref $error eq 'Idempotency::Pg::Error' ? $error->{state} : return 'other';
 	return $KIND{$state} // ($state =~ /^(?:08|57P0[123])/ ? 'unavailable' : $state =~ /^22/ ? 'bad_request' : 'other');
 }
 
 # Every error on the connection, the handler's too, comes by here and is remembered, whatever a framework makes of it.
-sub _failed ($self, $message, $state, $dbh = undef) {
-	die $self->{error} if $state eq '25P02' && $self->{in} && $self->{error};    # "transaction is aborted": by that one
+sub _error ($self, $message, $state, $dbh = undef) {
+	return $self->{error} if $state eq '25P02' && $self->{in} && $self->{error};    # "transaction is aborted": by that one
 	my $reason = $state eq 'IK001' ? $dbh->pg_error_field('pg_diag_constraint_name') : undef;
 	my $error = bless { message => shortmess($message), state => $state, reason => $reason }, 'Idempotency::Pg::Error';
 	$self->{lost} = 1 if kind($error) eq 'unavailable';
-	die $self->{error} = $error;
+	return $self->{error} = $error;
 }
-
-# ---- the connection and its transactions ----
 
 sub dbh ($self) {
 	return $self->{in} if $self->{in};    # never another one in the middle of a transaction, lost or not
@@ -51,12 +46,13 @@ sub dbh ($self) {
 	delete $self->{dbh};
 	my $dbh = eval { $self->{connect}->() };
 	die $@ if $@ && $@ !~ /DBI connect/i;    # a fault of the sub, not of the network
-	$self->_failed($@ || $DBI::errstr || 'no connection', '08006') unless $dbh;
+	die $self->_error($@ || $DBI::errstr || 'no connection', '08006') unless $dbh;
 	$dbh->{RaiseError} = $dbh->{AutoInactiveDestroy} = 1;    # the latter: a child that ends does not end its parent's connection
 	$dbh->{PrintError} = 0;
 	weaken(my $weak = $self);
 	$dbh->{HandleError} = sub ($message, $handle, @) {
-		$weak && $weak->_failed($message, $handle->state, $handle->{Type} eq 'st' ? $handle->{Database} : $handle);
+		my $error = $weak && $weak->_error($message, $handle->state, $handle->{Type} eq 'st' ? $handle->{Database} : $handle);
+		die $error if $error && $handle->{RaiseError};
 	};
 	@$self{qw(dbh pid lost)} = ($dbh, $$, 0);
 	return $dbh;
@@ -64,19 +60,17 @@ sub dbh ($self) {
 
 # What can be read from an idle connection is, most often, that it was closed. To look costs no round trip.
 sub _alive ($dbh) {
-	my ($bits, $socket) = ('', $dbh->{pg_socket});
-	return 0 if $socket < 0;
-	vec($bits, $socket, 1) = 1;
-	return !select($bits, undef, undef, 0) || $dbh->ping;
+	my ($socket, $bits) = ($dbh->{pg_socket}, '');
+	vec($bits, $socket, 1) = 1 if $socket >= 0;
+	return $socket >= 0 && (!select($bits, undef, undef, 0) || $dbh->ping);
 }
 
 # Runs the sub, again after an error of one of these kinds, with growing pauses that rivals do not share.
 sub again ($kinds, $work, $attempts = 5) {
-	for (my $attempt = 1;; $attempt++) {
+	for my $attempt (1 .. $attempts) {
 		my $result;
 		return $result if eval { $result = $work->(); 1 };
-		my $error = $@;
-		die $error if $attempt >= $attempts || !grep { $_ eq kind($error) } @$kinds;
+		die $@ if $attempt == $attempts || !grep { $_ eq kind($@) } @$kinds;
 		select undef, undef, undef, 0.02 * 2**$attempt * (0.5 + rand);
 	}
 }
@@ -104,16 +98,13 @@ sub transaction ($self, $work) {
 # $ask->($wait) for half of the workers at a time, $ask->(undef) for the others: those that wait must not fill the pool. Workers are
 # processes, so they are counted by locks, which one that is killed does not keep.
 sub capped ($self, $wait, $ask) {
-	return $ask->(undef) unless defined $wait;
-	my $dir = $self->{lock_dir} // croak 'waiting needs lock_dir';
-	for my $place (1 .. $self->{workers} / 2) {
-		open my $lock, '>>', "$dir/waiter.$place" or croak "$dir/waiter.$place: $!";
+	for my $place (defined $wait ? 1 .. $self->{workers} / 2 : ()) {
+		my $file = ($self->{lock_dir} // croak 'waiting needs lock_dir') . "/waiter.$place";
+		open my $lock, '>>', $file or croak "$file: $!";
 		return $ask->($wait) if flock $lock, LOCK_EX | LOCK_NB;
 	}
 	return $ask->(undef);
 }
-
-# ---- the calls; an id is [scope, operation, key] ----
 
 # Every parameter is cast, so that all ways of sending it agree on its type.
 my %TYPE = map { my ($type, @options) = split; map { $_ => $type } @options } (
@@ -121,33 +112,34 @@ my %TYPE = map { my ($type, @options) = split; map { $_ => $type } @options } (
 	'jsonb state args response_headers', 'bytea response_bytes fingerprint', 'int response_status max_rows', 'bigint token',
 	'uuid claim_id', 'boolean hold_if_abandoned refuse_repeat');
 my $JSON = JSON::PP->new->ascii->canonical->allow_nonref;    # ASCII is the same whatever the connection's encoding
+my %SENT = (jsonb => sub ($it) { $JSON->encode($it) }, boolean => sub ($it) { $it ? 't' : 'f' }, bytea => sub ($it) { \$it });
+my %GOT = (
+	bool => sub ($value) { $value =~ /^[t1]/ ? 1 : 0 },    # under pg_bool_tf false is "f", which Perl takes for true
+	jsonb => sub ($value) { JSON::PP->new->utf8(!utf8::is_utf8($value))->allow_nonref->decode($value) });
 
 # Rows as hashes. What is not given is not named, so that the server's defaults and the policies hold. $args: further arguments
-# as SQL, and their values. Never a named prepared statement, which pgbouncer before 1.21 would lose.
+# as SQL, and their values. Never a named prepared statement, which pgbouncer before 1.21 would lose. An id is [scope, operation, key].
 sub _call ($self, $columns, $name, $id, $options, $args = [], @values) {
 	my %given = %$options;
 	@given{qw(scope operation key)} = @$id if $id;
 	for my $option (sort keys %given) {
 		my $type = $TYPE{$option} // croak "$name: unknown option $option";
 		my $value = $given{$option} // next;
-		push @values, $type eq 'jsonb' ? $JSON->encode($value) : $type eq 'boolean' ? ($value ? 't' : 'f') : $type eq 'bytea' ? \$value : $value;
+		push @values, $SENT{$type} ? $SENT{$type}->($value) : $value;
 		push @$args, "$option => \$" . @values . "::$type";
 	}
-	my $sth = $self->dbh->prepare("SELECT $columns FROM idempotency.$name(" . join(', ', @$args) . ') AS result', { pg_server_prepare => 0 });
+	my $sql = "SELECT $columns FROM idempotency.$name(" . join(', ', @$args) . ') AS result';
+	my $sth = $self->dbh->prepare($sql, { pg_server_prepare => 0 });
 	while (my ($i, $value) = each @values) {    # a reference: bytes, which without their type would end at the first NUL
 		$sth->bind_param($i + 1, ref $value ? ($$value, { pg_type => PG_BYTEA }) : $value);
 	}
 	$sth->execute;
-	my ($names, $types) = @$sth{qw(NAME pg_type)};
-	return map { my $row = $_; +{ map { $names->[$_] => _decoded($types->[$_], $row->[$_]) } 0 .. $#$names } } $sth->fetchall_arrayref->@*;
+	my @got = @GOT{ $sth->{pg_type}->@* };
+	return map { my ($row, %row) = $_;
+		@row{ $sth->{NAME}->@* } = map { defined $row->[$_] && $got[$_] ? $got[$_]->($row->[$_]) : $row->[$_] } 0 .. $#$row;
+		\%row } $sth->fetchall_arrayref->@*;
 }
-
-sub _decoded ($type, $value) {
-	return $value unless defined $value && $type =~ /^(?:bool|jsonb)$/;
-	return $value =~ /^[t1]/ ? 1 : 0 if $type eq 'bool';    # under pg_bool_tf false is "f", which Perl takes for true
-	utf8::encode($value) if utf8::is_utf8($value);          # without pg_enable_utf8 it is bytes already
-	return JSON::PP->new->utf8->allow_nonref->decode($value);
-}
+sub _result ($self, $name, $id, %options) { ($self->_call('result', $name, $id, \%options))[0]{result} }
 
 # The request is given to notice a key that is used for another one: `body` is bytes as they came, `request` a hash or an array that
 # is made JSON here, once. Either becomes fingerprint_bytes(), which also takes what jsonb refuses. Path parameters belong to it.
@@ -162,7 +154,8 @@ sub _claiming ($self, $name, $id, %options) {
 		utf8::downgrade($body, 1) or croak "$name: body is bytes, not characters";
 		@values = (\$body, $params && %$params ? $JSON->encode($params) : ());
 		my $digest = 'idempotency.fingerprint_bytes($1::bytea)';
-		@args = @values == 1 ? "fingerprint => $digest" : "request => jsonb_build_object('params', \$2::jsonb, 'body', encode($digest, 'hex'))";
+		@args = @values == 1 ? "fingerprint => $digest"
+			: "request => jsonb_build_object('params', \$2::jsonb, 'body', encode($digest, 'hex'))";
 	}
 	my ($row) = $self->_call($CLAIM, $name, $id, \%options, \@args, @values);
 	return $row if $row->{outcome} =~ /^(?:claimed|replay|in_progress|mismatch|held)$/;
@@ -173,10 +166,10 @@ sub claim ($self, $id, %options) { $self->_claiming('claim', $id, %options) }
 sub run ($self, $id, $command, %options) { $self->_claiming('run', $id, command => $command, %options) }
 for my $verb (qw(fail record_failure release once hold extend)) {
 	no strict 'refs';
-	*$verb = sub ($self, $id, %options) { ($self->_call('result', $verb, $id, \%options))[0]{result} };
+	*$verb = sub ($self, $id, %options) { $self->_result($verb, $id, %options) };
 }
-sub checkpoint ($self, $id, $point, %o) { ($self->_call('result', 'checkpoint', $id, { recovery_point => $point, %o }))[0]{result} }
-sub effect_key ($self, $id, $step = undef) { ($self->_call('result', 'effect_key', $id, { step => $step }))[0]{result} }
+sub checkpoint ($self, $id, $point, %options) { $self->_result('checkpoint', $id, recovery_point => $point, %options) }
+sub effect_key ($self, $id, $step = undef) { $self->_result('effect_key', $id, step => $step) }
 sub lookup ($self, $id) { ($self->_call('*', 'lookup', $id, {}))[0] }
 sub replay ($self, $id) { ($self->_call('*', 'replay', $id, {}))[0] }
 sub claim_abandoned ($self, %options) { $self->_call($CLAIM, 'claim_abandoned', undef, \%options) }
@@ -186,24 +179,21 @@ sub claim_abandoned ($self, %options) { $self->_call($CLAIM, 'claim_abandoned', 
 my $PASSING = qr/^(?:set-cookie|date|connection|transfer-encoding|keep-alive|server|idempotent-replayed)$/i;
 sub complete ($self, $id, %options) {
 	my ($status, $headers, $body) = answer(delete @options{qw(status headers body)})->@*;
-	my %of = pairmap { lc $a => $b } @$headers;
-	my $text = ($of{'content-type'} // 'text/plain') =~ m{^text/|[/+](?:json|xml)\b}i && !$of{'content-encoding'} && $body->[0] !~ /\0/
-		? eval { Encode::decode('UTF-8', $body->[0], Encode::FB_CROAK | Encode::LEAVE_SRC) } : undef;
-	$text = $body->[0] if defined $text && !$self->dbh->{pg_utf8_flag};    # the driver takes characters, or it takes bytes
-	my %content = $body->[0] eq '' ? () : defined $text ? (response_body => $text) : (response_bytes => $body->[0]);
-	my @kept = pairmap { [$a, "$b"] } pairgrep { $a !~ $PASSING } @$headers;
-	return ($self->_call('result', 'complete', $id, { %options, %content, response_status => $status, response_headers => \@kept }))[0]{result};
+	my ($bytes, %of) = ($body->[0], pairmap { lc $a => $b } @$headers);
+	my $text = ($of{'content-type'} // 'text/plain') =~ m{^text/|[/+](?:json|xml)\b}i && !$of{'content-encoding'} && $bytes !~ /\0/
+		? eval { Encode::decode('UTF-8', $bytes, Encode::FB_CROAK | Encode::LEAVE_SRC) } : undef;
+	my $name = defined $text ? 'response_body' : 'response_bytes';
+	$options{$name} = defined $text && $self->dbh->{pg_utf8_flag} ? $text : $bytes if $bytes ne '';    # as the driver takes text
+	@options{qw(response_status response_headers)} = ($status, [pairmap { [$a, "$b"] } pairgrep { $a !~ $PASSING } @$headers]);
+	return $self->_result('complete', $id, %options);
 }
 
 # An answer as PSGI has it, with all of the body as one string of bytes, and without its length.
 sub answer ($status, $headers, $body) {
 	my @headers = pairgrep { lc $a ne 'content-length' } @{ $headers // [] };
-	if (ref $body) {
-		$body = $JSON->encode($body);
-		push @headers, 'Content-Type' => 'application/json' unless pairgrep { lc $a eq 'content-type' } @headers;
-	}
-	utf8::downgrade($body //= '', 1) or croak 'a body is bytes: encode it';
+	push @headers, 'Content-Type' => 'application/json' if ref $body && !pairgrep { lc $a eq 'content-type' } @headers;
+	$body = ref $body ? $JSON->encode($body) : $body // '';
+	utf8::downgrade($body, 1) or croak 'a body is bytes: encode it';
 	return [$status // 200, \@headers, [$body]];
 }
-
 1;

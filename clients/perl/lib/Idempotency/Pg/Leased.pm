@@ -4,15 +4,13 @@ package Idempotency::Pg::Leased;
 # $work->({ id, claim, state, effect_key }) says by its end what is known. An answer, { status, headers, body, book }, is recorded in
 # one transaction with what $book->($dbh) writes; a refusal for good is such an answer. nothing_happened($why) lets the next attempt
 # do it. Any other die means that nobody knows, and the key is held for a person.
-use v5.26;
-use warnings;
-use experimental 'signatures';
+use v5.26; use warnings; use experimental 'signatures';
 use Exporter 'import';
 use Idempotency::Pg qw(again kind);
 use POSIX ();
 
 our @EXPORT_OK = qw(completer nothing_happened run_leased);
-
+@Idempotency::Pg::NothingHappened::ISA = 'Idempotency::Pg::Error';    # which reads as its message
 sub nothing_happened ($why) { die bless { message => "$why" }, 'Idempotency::Pg::NothingHappened' }
 sub despite_loss ($work) { again(['unavailable'], $work, 6) }
 
@@ -44,7 +42,7 @@ sub finish ($pg, $id, $claimed, $step, $work) {
 	my @token = (token => $claimed->{token});
 	# What a repeat finds settled was settled by the call whose answer was lost, or is somebody else's by now.
 	my $settle = sub ($outcome, $verb, $name, $error) {
-		my $why = substr ref $error eq 'Idempotency::Pg::NothingHappened' ? $error->{message} : "$error", 0, 1000;
+		my $why = substr "$error", 0, 1000;
 		eval { despite_loss(sub { $pg->$verb($id, $name => $why, @token) }); 1 }
 			or kind($@) =~ /^(?:stale_claim|not_claimed|held)$/ or die $@;
 		return { outcome => $outcome, last_error => $why };
@@ -52,10 +50,7 @@ sub finish ($pg, $id, $claimed, $step, $work) {
 	my $effect = eval { despite_loss(sub { $pg->effect_key($id, $step) }) } // return $settle->('failed', 'fail', error => $@);
 	my $attempt = { id => $id, claim => $claimed, state => $claimed->{state}, effect_key => $effect };
 	my ($answer, $error, $lost) = beating($pg, $id, $claimed, sub { $work->($attempt) });
-	if ($lost) {    # not the owner any more: there is nothing to record, and the same question says why
-		$pg->extend($id, @token);
-		die 'the claim was lost';
-	}
+	$pg->extend($id, @token) if $lost;    # an error, which says why: not the owner any more, so there is nothing to record
 	return $settle->('failed', 'fail', error => $error) if ref $error eq 'Idempotency::Pg::NothingHappened';
 	return $settle->('held', 'hold', reason => $error) if $error;
 	my $recorded = eval { despite_loss(sub { $pg->transaction(sub ($dbh) {
@@ -100,10 +95,8 @@ sub beat ($pg, $id, $claimed, $parent) {
 	while (1) {
 		select undef, undef, undef, $claimed->{lease_seconds} / 3;
 		return if getppid != $parent;    # it was killed, and the lease has to end
-		# Who cannot reach the database tries at the next beat.
-		next if eval { $pg->extend($id, token => $claimed->{token}) } || kind($@) =~ /^(?:unavailable|retry)$/;
+		next if eval { $pg->extend($id, token => $claimed->{token}) } || kind($@) =~ /^(?:unavailable|retry)$/;    # or at the next beat
 		return kill USR1 => $parent;
 	}
 }
-
 1;

@@ -2,16 +2,13 @@ package Plack::Middleware::Idempotency;
 
 # The header Idempotency-Key (draft-ietf-httpapi-idempotency-key-header-07) for any PSGI application. What it answers, at once, later or
 # in pieces, is kept until COMMIT has succeeded, so no client is told what was undone. The connection is $env->{'idempotency.dbh'}.
-use v5.26;
-use warnings;
-use experimental 'signatures';
+use v5.26; use warnings; use experimental 'signatures';
 use parent 'Plack::Middleware';
 use Carp 'croak';
 use HTTP::Date qw(str2time time2str);
 use Idempotency::Pg qw(answer kind);
 use Idempotency::Pg::Leased 'run_leased';
-use Plack::Util ();
-use POSIX 'ceil';
+use Plack::Request ();
 
 # The draft has the first three titles. Who gets a Retry-After may send the same request again; nobody else is invited to.
 my %PROBLEM = (
@@ -23,8 +20,8 @@ my %PROBLEM = (
 	'redacted' => [410, 'The answer for this Idempotency-Key is gone', 'The request was done, and its answer was removed.'],
 	'too-large' => [500, 'The answer for this Idempotency-Key is too large', 'It cannot be recorded, and a repeat would fail again.'],
 	'unavailable' => [503, 'Idempotency-Key cannot be checked now', 'Send the same request with the same key again later.']);
-my %ALSO = (failed => 'unavailable', retry => 'unavailable', wait_timeout => 'in-progress', stale_claim => 'in-progress',
-	in_progress => 'in-progress', too_large => 'too-large');
+my %ALSO = (failed => 'unavailable', retry => 'unavailable', wait_timeout => 'in-progress', stale_claim => 'in-progress');
+sub problem_of ($kind) { $ALSO{$kind} // $kind =~ tr/_/-/r }
 
 # RFC 8941: a string with its escapes, or a token, as many clients send it. Parameters are read over.
 my ($STRING, $TOKEN) = (qr/"((?:[ !#-\[\]-~]|\\["\\])*)"/, qr/[!#-+\--:<-~]+/);
@@ -37,17 +34,16 @@ sub parse_key ($line) {
 	return $key ne '' && length $key <= 255 ? $key : undef;
 }
 
-my %ROUTE = (required => 1, map { $_ => undef } qw(wait ttl work state lease step hold_if_abandoned));
-
+my %ROUTE = map { $_ => 1 } qw(required wait ttl work state lease step hold_if_abandoned);
 sub prepare_app ($self) {
 	defined $self->{$_} or croak "$_ is missing" for qw(pg scope routes);
 	$self->{documentation} //= 'https://developer.example.com/idempotency';
 	for my $operation (sort keys $self->{routes}->%*) {    # which has /orders/new before /orders/{id}
-		my %route = (%ROUTE, $self->{routes}{$operation}->%*, operation => $operation);
-		croak "$operation: one of the options is unknown: @{[sort keys %route]}" if keys %route > 1 + keys %ROUTE;
+		my %route = (required => 1, $self->{routes}{$operation}->%*);
+		$ROUTE{$_} or croak "$operation: unknown option $_" for keys %route;
 		croak "$operation: wait needs lock_dir of Idempotency::Pg" if $route{wait} && !defined $self->{pg}{lock_dir};
 		my $pattern = quotemeta($operation) =~ s/\\\{(\w+)\\\}/(?<$1>[^\/]+)/gr;
-		push $self->{patterns}->@*, [qr/\A$pattern\z/, \%route];
+		push $self->{patterns}->@*, [qr/\A$pattern\z/, { %route, operation => $operation }];
 	}
 }
 
@@ -63,7 +59,7 @@ sub call ($self, $env) {
 sub answered ($self, $env, $route, $params) {
 	my ($status, $headers, $body, $expires) = (eval { $self->once($env, $route, $params) } // do {
 		my $error = $@;
-		my $name = $ALSO{ kind($error) } // kind($error);
+		my $name = problem_of(kind($error));
 		$env->{'psgi.errors'}->print("idempotency: $error\n") if $name eq 'unavailable';
 		# An answer that was thrown is not recorded. What is neither is the server's, as if this were not here.
 		ref $error eq 'ARRAY' ? captured($error) : $PROBLEM{$name} ? $self->problem($name) : die $error;
@@ -79,11 +75,8 @@ sub once ($self, $env, $route, $params) {
 	my $scope = $self->{scope}->($env) // die 'scope gave nothing: authenticate before';
 	my $line = $env->{HTTP_IDEMPOTENCY_KEY} // return $self->problem('missing');
 	my $id = [$scope, $route->{operation}, parse_key($line) // return $self->problem('malformed')];
-	my ($input, $length, $body) = ($env->{'psgi.input'}, $env->{CONTENT_LENGTH} || 0, '');
-	$input->seek(0, 0) if $env->{'psgix.input.buffered'};
-	while (length $body < $length) {
-		$input->read($body, $length - length $body, length $body) or die 'the body ended early';
-	}
+	my $body = Plack::Request->new($env)->raw_body;
+	die 'the body ended early' if length $body < ($env->{CONTENT_LENGTH} || 0);
 	my ($pg, %request) = ($self->{pg}, body => $body, params => $params, ttl => $route->{ttl});
 	if ($route->{work}) {
 		$request{state} = $route->{state}->($env, $body) if $route->{state};
@@ -109,10 +102,8 @@ sub once ($self, $env, $route, $params) {
 sub captured ($response) {
 	if (ref $response eq 'CODE') {
 		my ($started, $ended, @chunks);
-		$response->(sub ($given) {
-			($started, $ended) = ($given, @$given > 2);
-			return Plack::Util::inline_object(write => sub ($chunk) { push @chunks, $chunk }, close => sub { $ended = 1 });
-		});
+		my $writer = Plack::Util::inline_object(write => sub ($chunk) { push @chunks, $chunk }, close => sub { $ended = 1 });
+		$response->(sub ($given) { ($started, $ended) = ($given, @$given > 2); $writer });
 		die 'a response has to be at its end when the application returns' unless $ended;
 		$response = [@$started, \@chunks];
 	}
@@ -125,21 +116,20 @@ sub problem ($self, $name, $seconds = 0) {
 	my ($status, $title, $detail) = $PROBLEM{$name}->@*;
 	my @headers = ('Content-Type' => 'application/problem+json', 'Content-Language' => 'en');
 	push @headers, Link => qq(<$self->{documentation}>; rel="describedby"; type="text/html") if $status == 400;
-	push @headers, 'Retry-After' => ceil($seconds) || 1 if $name =~ /^(?:in-progress|unavailable)$/;
+	push @headers, 'Retry-After' => int($seconds + 0.999) || 1 if $name =~ /^(?:in-progress|unavailable)$/;
 	return answer($status, \@headers, { type => "$self->{documentation}#$name", title => $title, status => $status, detail => $detail });
 }
 
 sub without_work ($self, $row) {
 	my ($outcome, $given) = @$row{qw(outcome response_headers)};
-	return $self->problem($ALSO{$outcome} // $outcome, ($row->{retry_after_ms} // 0) / 1000) if $outcome ne 'replay';
+	return $self->problem(problem_of($outcome), ($row->{retry_after_ms} // 0) / 1000) if $outcome ne 'replay';
 	# Pairs, or an object, as other programs record it, whose values may be lists.
-	my @pairs = ref $given eq 'HASH' ? map { my $name = $_; map { [$name, $_] } ref $given->{$name} ? $given->{$name}->@* : $given->{$name} }
-		sort keys %$given : @{ $given // [] };
-	my @headers = (map({ @$_ } @pairs), 'Idempotent-Replayed' => 'true');
+	my @headers = ref $given eq 'ARRAY' ? map { @$_ } @$given
+		: map { my $name = $_; map { $name => $_ } map { ref ? @$_ : $_ } $given->{$name} } sort keys %{ $given // {} };
+	push @headers, 'Idempotent-Replayed' => 'true';
 	utf8::downgrade($_, 1) || utf8::encode($_) for @headers;
 	my $body = $row->{response_bytes} // $row->{response_body};
 	utf8::encode($body) if utf8::is_utf8($body);    # text from the driver is characters, and marked so
 	return [answer($row->{response_status}, \@headers, $body)->@*, $row->{expires_at}];
 }
-
 1;

@@ -1,4 +1,4 @@
-package Shop;
+package Database;
 
 # What the tests share: connections to the database that PG* names, a table, and a way to wait for what can be seen.
 
@@ -13,12 +13,12 @@ use Idempotency::Pg;
 our @EXPORT = qw(connected count new_id new_pg outside until_it insert);
 
 sub connected ($dsn = 'dbi:Pg:', %options) {
-	return DBI->connect($dsn, '', '', { RaiseError => 1, PrintError => 0, AutoInactiveDestroy => 1, %options });
+	return DBI->connect($dsn, '', '', { RaiseError => 1, PrintError => 0, %options });
 }
 sub new_pg (%options) { Idempotency::Pg->new(sub { connected('dbi:Pg:', %options) }, lock_dir => tempdir(CLEANUP => 1), workers => 5) }
 
 # A connection of nobody else's, to look and to interfere.
-my $outside = connected();
+my $outside = connected('dbi:Pg:', AutoInactiveDestroy => 1);
 sub outside ($sql, @values) { ($outside->selectrow_array($sql, undef, @values))[0] }
 
 $outside->do(q{SET client_min_messages = 'warning'});
