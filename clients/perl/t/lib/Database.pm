@@ -17,6 +17,9 @@ sub connected ($dsn = 'dbi:Pg:', %options) {
 }
 sub new_pg (%options) { Idempotency::Pg->new(sub { connected('dbi:Pg:', %options) }, lock_dir => tempdir(CLEANUP => 1), workers => 5) }
 
+# CPAN's testers have no server; unit-tests insists on one.
+if (!defined $ENV{PGDATABASE}) { print "1..0 # SKIP PGDATABASE names no database\n"; exit }
+
 # A connection of nobody else's, to look and to interfere.
 my $outside = connected('dbi:Pg:', AutoInactiveDestroy => 1);
 sub outside ($sql, @values) { ($outside->selectrow_array($sql, undef, @values))[0] }
