@@ -3,28 +3,16 @@ package Idempotency::Pg;
 # The calls of the extension as methods, with typed outcomes and errors told apart by SQLSTATE. An object has the one connection of
 # its process, which the sub that new() is given makes: when it is first needed, after a fork, and when the former one was lost.
 use v5.26; use warnings; use experimental 'signatures';
-use Carp qw(croak shortmess);
-use DBD::Pg ':pg_types';
-use Encode ();
-use Exporter 'import';
-use Fcntl ':flock';
-use JSON::PP ();
-use List::Util qw(pairgrep pairmap);
-use Scalar::Util 'weaken';
-
-our $VERSION = '1.0.0';
-our @EXPORT_OK = qw(again answer kind);
-
-# lock_dir and workers: for those that wait, see capped().
-sub new ($class, $connect, %options) { bless { workers => 5, %options, connect => $connect }, $class }
+use Carp qw(croak shortmess); use DBD::Pg ':pg_types'; use Encode (); use Exporter 'import'; use Fcntl ':flock';
+use JSON::PP (); use List::Util qw(pairgrep pairmap); use Scalar::Util 'weaken';
+our $VERSION = '1.0.0'; our @EXPORT_OK = qw(again answer kind);
+sub new ($class, $connect, %options) { bless { workers => 5, %options, connect => $connect }, $class }    # lock_dir, workers: see capped()
 
 # Of an error: its SQLSTATE as state, and of stale_claim a reason, which is taken_over, completed or forgotten.
 package Idempotency::Pg::Error { use overload '""' => sub { $_[0]{message} }, bool => sub { 1 }, fallback => 1 }
-
 my %KIND = (
 	IK001 => 'stale_claim', IK002 => 'not_claimed', IK003 => 'other_completion', IK004 => 'left_open', IK005 => 'held', IK006 => 'redacted',
 	40001 => 'retry', '40P01' => 'retry', '55P03' => 'wait_timeout', 54000 => 'too_large', 25006 => 'unavailable', 53300 => 'unavailable');
-
 # What to do about an error; "other" is a fault of the program. 54000 is permanent: never "try again".
 sub kind ($error) {
 	my $state = ref $error eq 'Idempotency::Pg::Error' ? $error->{state} : return 'other';
@@ -43,19 +31,17 @@ sub _error ($self, $message, $state, $dbh = undef) {
 sub dbh ($self) {
 	return $self->{in} if $self->{in};    # never another one in the middle of a transaction, lost or not
 	return $self->{dbh} if $self->{dbh} && $self->{pid} == $$ && !$self->{lost} && _alive($self->{dbh});
-	delete $self->{dbh};
 	my $dbh = eval { $self->{connect}->() };
 	die $@ if $@ && $@ !~ /DBI connect/i;    # a fault of the sub, not of the network
 	die $self->_error($@ || $DBI::errstr || 'no connection', '08006') unless $dbh;
-	$dbh->{RaiseError} = $dbh->{AutoInactiveDestroy} = 1;    # the latter: a child that ends does not end its parent's connection
-	$dbh->{PrintError} = 0;
+	@$dbh{qw(PrintError RaiseError AutoInactiveDestroy)} = (0, 1, 1);    # the last: a child's end is not that of its parent's connection
 	weaken(my $weak = $self);
 	$dbh->{HandleError} = sub ($message, $handle, @) {
 		my $error = $weak && $weak->_error($message, $handle->state, $handle->{Type} eq 'st' ? $handle->{Database} : $handle);
 		die $error if $error && $handle->{RaiseError};
 	};
-	@$self{qw(dbh pid lost)} = ($dbh, $$, 0);
-	return $dbh;
+	@$self{qw(pid lost)} = ($$, 0);
+	return $self->{dbh} = $dbh;
 }
 
 # What can be read from an idle connection is, most often, that it was closed. To look costs no round trip.
@@ -84,8 +70,7 @@ sub transaction ($self, $work) {
 		return $result if eval {
 			$dbh->begin_work;
 			$result = $work->($dbh);
-			# Where an error was swallowed on the way, COMMIT would succeed and roll back.
-			die $self->{error} // 'the transaction has failed' if $dbh->ping == 4;
+			die $self->{error} // 'it has failed' if $dbh->ping == 4;    # and somebody swallowed that: COMMIT would succeed and roll back
 			$dbh->commit;
 		};
 		my ($error, $cause) = ($@, $self->{error});
@@ -113,9 +98,8 @@ my %TYPE = map { my ($type, @options) = split; map { $_ => $type } @options } (
 	'uuid claim_id', 'boolean hold_if_abandoned refuse_repeat');
 my $JSON = JSON::PP->new->ascii->canonical->allow_nonref;    # ASCII is the same whatever the connection's encoding
 my %SENT = (jsonb => sub ($it) { $JSON->encode($it) }, boolean => sub ($it) { $it ? 't' : 'f' }, bytea => sub ($it) { \$it });
-my %GOT = (
-	bool => sub ($value) { $value =~ /^[t1]/ ? 1 : 0 },    # under pg_bool_tf false is "f", which Perl takes for true
-	jsonb => sub ($value) { JSON::PP->new->utf8(!utf8::is_utf8($value))->allow_nonref->decode($value) });
+my %GOT = (bool => sub ($it) { $it =~ /^[t1]/ ? 1 : 0 },    # under pg_bool_tf false is "f", which Perl takes for true
+	jsonb => sub ($it) { JSON::PP->new->utf8(!utf8::is_utf8($it))->allow_nonref->decode($it) });
 
 # Rows as hashes. What is not given is not named, so that the server's defaults and the policies hold. $args: further arguments
 # as SQL, and their values. Never a named prepared statement, which pgbouncer before 1.21 would lose. An id is [scope, operation, key].
@@ -130,9 +114,8 @@ sub _call ($self, $columns, $name, $id, $options, $args = [], @values) {
 	}
 	my $sql = "SELECT $columns FROM idempotency.$name(" . join(', ', @$args) . ') AS result';
 	my $sth = $self->dbh->prepare($sql, { pg_server_prepare => 0 });
-	while (my ($i, $value) = each @values) {    # a reference: bytes, which without their type would end at the first NUL
-		$sth->bind_param($i + 1, ref $value ? ($$value, { pg_type => PG_BYTEA }) : $value);
-	}
+	# A reference: bytes, which without their type would end at the first NUL.
+	$sth->bind_param($_ + 1, ref $values[$_] ? (${ $values[$_] }, { pg_type => PG_BYTEA }) : $values[$_]) for 0 .. $#values;
 	$sth->execute;
 	my @got = @GOT{ $sth->{pg_type}->@* };
 	return map { my ($row, %row) = $_;
@@ -140,6 +123,14 @@ sub _call ($self, $columns, $name, $id, $options, $args = [], @values) {
 		\%row } $sth->fetchall_arrayref->@*;
 }
 sub _result ($self, $name, $id, %options) { ($self->_call('result', $name, $id, \%options))[0]{result} }
+sub lookup ($self, $id) { ($self->_call('*', 'lookup', $id, {}))[0] }
+sub replay ($self, $id) { ($self->_call('*', 'replay', $id, {}))[0] }
+for my $verb (qw(fail record_failure release once hold extend)) {
+	no strict 'refs';
+	*$verb = sub ($self, $id, %options) { $self->_result($verb, $id, %options) };
+}
+sub checkpoint ($self, $id, $point, %options) { $self->_result('checkpoint', $id, recovery_point => $point, %options) }
+sub effect_key ($self, $id, $step = undef) { $self->_result('effect_key', $id, step => $step) }
 
 # The request is given to notice a key that is used for another one: `body` is bytes as they came, `request` a hash or an array that
 # is made JSON here, once. Either becomes fingerprint_bytes(), which also takes what jsonb refuses. Path parameters belong to it.
@@ -161,17 +152,8 @@ sub _claiming ($self, $name, $id, %options) {
 	return $row if $row->{outcome} =~ /^(?:claimed|replay|in_progress|mismatch|held)$/;
 	die "unknown outcome $row->{outcome}";    # never go on with it
 }
-
 sub claim ($self, $id, %options) { $self->_claiming('claim', $id, %options) }
 sub run ($self, $id, $command, %options) { $self->_claiming('run', $id, command => $command, %options) }
-for my $verb (qw(fail record_failure release once hold extend)) {
-	no strict 'refs';
-	*$verb = sub ($self, $id, %options) { $self->_result($verb, $id, %options) };
-}
-sub checkpoint ($self, $id, $point, %options) { $self->_result('checkpoint', $id, recovery_point => $point, %options) }
-sub effect_key ($self, $id, $step = undef) { $self->_result('effect_key', $id, step => $step) }
-sub lookup ($self, $id) { ($self->_call('*', 'lookup', $id, {}))[0] }
-sub replay ($self, $id) { ($self->_call('*', 'replay', $id, {}))[0] }
 sub claim_abandoned ($self, %options) { $self->_call($CLAIM, 'claim_abandoned', undef, \%options) }
 
 # status, headers as in PSGI, and body: bytes, or a reference that is made JSON. What is text is recorded as text, so that a person

@@ -5,10 +5,7 @@ package Idempotency::Pg::Leased;
 # one transaction with what $book->($dbh) writes; a refusal for good is such an answer. nothing_happened($why) lets the next attempt
 # do it. Any other die means that nobody knows, and the key is held for a person.
 use v5.26; use warnings; use experimental 'signatures';
-use Exporter 'import';
-use Idempotency::Pg qw(again kind);
-use POSIX ();
-
+use Exporter 'import'; use Idempotency::Pg qw(again kind); use List::Util 'max'; use POSIX ();
 our @EXPORT_OK = qw(completer nothing_happened run_leased);
 @Idempotency::Pg::NothingHappened::ISA = 'Idempotency::Pg::Error';    # which reads as its message
 sub nothing_happened ($why) { die bless { message => "$why" }, 'Idempotency::Pg::NothingHappened' }
@@ -49,7 +46,7 @@ sub finish ($pg, $id, $claimed, $step, $work) {
 	};
 	my $effect = eval { despite_loss(sub { $pg->effect_key($id, $step) }) } // return $settle->('failed', 'fail', error => $@);
 	my $attempt = { id => $id, claim => $claimed, state => $claimed->{state}, effect_key => $effect };
-	my ($answer, $error, $lost) = beating($pg, $id, $claimed, sub { $work->($attempt) });
+	my ($answer, $error, $lost) = beating($pg, $attempt, $work);
 	$pg->extend($id, @token) if $lost;    # an error, which says why: not the owner any more, so there is nothing to record
 	return $settle->('failed', 'fail', error => $error) if ref $error eq 'Idempotency::Pg::NothingHappened';
 	return $settle->('held', 'hold', reason => $error) if $error;
@@ -69,34 +66,29 @@ sub finish ($pg, $id, $claimed, $step, $work) {
 # The work, and beside it a child with a connection of its own that renews the lease, three times in its length; its signal ends the
 # work when the claim is lost. Not an alarm: that would cut sleeps short, have to wait for whatever blocks in C, take the work's own
 # alarms away, and ask on a connection that is in use.
-sub beating ($pg, $id, $claimed, $work) {
+sub beating ($pg, $attempt, $work) {
 	my ($parent, $working, $lost, $answer, $error) = ($$, 0);
 	local $SIG{USR1} = sub { $lost = 1; die "the claim was lost\n" if $working };
 	my $child = fork // return (undef, bless { message => "fork: $!" }, 'Idempotency::Pg::NothingHappened');
-	if (!$child) {
-		eval { beat($pg, $id, $claimed, $parent) };
-		POSIX::_exit(0);    # nothing of the parent's is to be tidied up
-	}
+	if (!$child) { eval { beat($pg, $attempt, $parent) }; POSIX::_exit(0) }    # nothing of the parent's is to be tidied up
 	eval {    # the signal may come when the inner one has just ended
 		$working = 1;
-		$answer = eval { $work->() };
+		$answer = eval { $work->($attempt) };
 		$error = $@ || 'the work gave no answer' unless ref $answer eq 'HASH';
 		$working = 0;
 	};
 	$working = 0;
-	kill KILL => $child;
-	waitpid $child, 0;
+	kill KILL => $child; waitpid $child, 0;
 	return ($answer, $error, $lost);
 }
 
-sub beat ($pg, $id, $claimed, $parent) {
+sub beat ($pg, $attempt, $parent) {
 	$SIG{$_} = 'DEFAULT' for qw(INT TERM HUP QUIT USR1 USR2 ALRM CHLD);
 	POSIX::close($_) for 3 .. 255;    # sockets of a server, which must not stay open because of this process
-	while (1) {
-		select undef, undef, undef, $claimed->{lease_seconds} / 3;
+	do {
+		select undef, undef, undef, max(0.1, $attempt->{claim}{lease_seconds} / 3);
 		return if getppid != $parent;    # it was killed, and the lease has to end
-		next if eval { $pg->extend($id, token => $claimed->{token}) } || kind($@) =~ /^(?:unavailable|retry)$/;    # or at the next beat
-		return kill USR1 => $parent;
-	}
+	} while eval { $pg->extend($attempt->{id}, token => $attempt->{claim}{token}) } || kind($@) =~ /^(?:unavailable|retry)$/;
+	kill USR1 => $parent;
 }
 1;

@@ -3,13 +3,8 @@ package Plack::Middleware::Idempotency;
 # The header Idempotency-Key (draft-ietf-httpapi-idempotency-key-header-07) for any PSGI application. What it answers, at once, later or
 # in pieces, is kept until COMMIT has succeeded, so no client is told what was undone. The connection is $env->{'idempotency.dbh'}.
 use v5.26; use warnings; use experimental 'signatures';
-use parent 'Plack::Middleware';
-use Carp 'croak';
-use HTTP::Date qw(str2time time2str);
-use Idempotency::Pg qw(answer kind);
-use Idempotency::Pg::Leased 'run_leased';
-use Plack::Request ();
-
+use parent 'Plack::Middleware'; use Carp 'croak'; use HTTP::Date qw(str2time time2str); use Plack::Request ();
+use Idempotency::Pg qw(answer kind); use Idempotency::Pg::Leased 'run_leased';
 # The draft has the first three titles. Who gets a Retry-After may send the same request again; nobody else is invited to.
 my %PROBLEM = (
 	'missing' => [400, 'Idempotency-Key is missing', 'This operation needs the header Idempotency-Key: one key for each intent.'],
@@ -22,11 +17,9 @@ my %PROBLEM = (
 	'unavailable' => [503, 'Idempotency-Key cannot be checked now', 'Send the same request with the same key again later.']);
 my %ALSO = (failed => 'unavailable', retry => 'unavailable', wait_timeout => 'in-progress', stale_claim => 'in-progress');
 sub problem_of ($kind) { $ALSO{$kind} // $kind =~ tr/_/-/r }
-
 # RFC 8941: a string with its escapes, or a token, as many clients send it. Parameters are read over.
 my ($STRING, $TOKEN) = (qr/"((?:[ !#-\[\]-~]|\\["\\])*)"/, qr/[!#-+\--:<-~]+/);
 my $ITEM = qr/\A(?:$STRING|($TOKEN))(?:; *[a-z*][a-z0-9_.*-]*(?:=(?:$STRING|$TOKEN))?)*\z/;
-
 # The key of the header's line, "k" and k alike. Two lines have become one with a comma, which is no key.
 sub parse_key ($line) {
 	my ($string, $token) = $line =~ s/\A[ \t]+|[ \t]+\z//gr =~ $ITEM or return undef;
@@ -43,14 +36,13 @@ sub prepare_app ($self) {
 		$ROUTE{$_} or croak "$operation: unknown option $_" for keys %route;
 		croak "$operation: wait needs lock_dir of Idempotency::Pg" if $route{wait} && !defined $self->{pg}{lock_dir};
 		my $pattern = quotemeta($operation) =~ s/\\\{(\w+)\\\}/(?<$1>[^\/]+)/gr;
-		push $self->{patterns}->@*, [qr/\A$pattern\z/, { %route, operation => $operation }];
+		push $self->{compiled}->@*, { %route, operation => $operation, pattern => qr/\A$pattern\z/ };
 	}
 }
 
 sub call ($self, $env) {
-	for my $candidate ($self->{patterns}->@*) {
-		my ($pattern, $route) = @$candidate;
-		return $self->answered($env, $route, {%+}) if "$env->{REQUEST_METHOD} $env->{PATH_INFO}" =~ $pattern
+	for my $route ($self->{compiled}->@*) {
+		return $self->answered($env, $route, {%+}) if "$env->{REQUEST_METHOD} $env->{PATH_INFO}" =~ $route->{pattern}
 			&& (defined $env->{HTTP_IDEMPOTENCY_KEY} || $route->{required} || $route->{work});
 	}
 	return $self->app->($env);
@@ -58,15 +50,14 @@ sub call ($self, $env) {
 
 sub answered ($self, $env, $route, $params) {
 	my ($status, $headers, $body, $expires) = (eval { $self->once($env, $route, $params) } // do {
-		my $error = $@;
-		my $name = problem_of(kind($error));
+		my ($error, $name) = ($@, problem_of(kind($@)));
 		$env->{'psgi.errors'}->print("idempotency: $error\n") if $name eq 'unavailable';
 		# An answer that was thrown is not recorded. What is neither is the server's, as if this were not here.
 		ref $error eq 'ARRAY' ? captured($error) : $PROBLEM{$name} ? $self->problem($name) : die $error;
 	})->@*;
 	my $until = $self->{lifetime_header} && $expires && str2time($expires);
-	push @$headers, 'Idempotency-Key-Expires' => time2str($until) if $until;
-	push @$headers, 'Content-Length' => length $body->[0] unless $status =~ /^[23]04$/;
+	push @$headers, $until ? ('Idempotency-Key-Expires' => time2str($until)) : (),
+		$status =~ /^[23]04$/ ? () : ('Content-Length' => length $body->[0]);
 	return [$status, $headers, $body];
 }
 
@@ -114,9 +105,9 @@ sub captured ($response) {
 
 sub problem ($self, $name, $seconds = 0) {
 	my ($status, $title, $detail) = $PROBLEM{$name}->@*;
-	my @headers = ('Content-Type' => 'application/problem+json', 'Content-Language' => 'en');
-	push @headers, Link => qq(<$self->{documentation}>; rel="describedby"; type="text/html") if $status == 400;
-	push @headers, 'Retry-After' => int($seconds + 0.999) || 1 if $name =~ /^(?:in-progress|unavailable)$/;
+	my @headers = ('Content-Type' => 'application/problem+json', 'Content-Language' => 'en',
+		$status == 400 ? (Link => qq(<$self->{documentation}>; rel="describedby"; type="text/html")) : (),
+		$name =~ /^(?:in-progress|unavailable)$/ ? ('Retry-After' => int($seconds + 0.999) || 1) : ());
 	return answer($status, \@headers, { type => "$self->{documentation}#$name", title => $title, status => $status, detail => $detail });
 }
 
@@ -124,9 +115,8 @@ sub without_work ($self, $row) {
 	my ($outcome, $given) = @$row{qw(outcome response_headers)};
 	return $self->problem(problem_of($outcome), ($row->{retry_after_ms} // 0) / 1000) if $outcome ne 'replay';
 	# Pairs, or an object, as other programs record it, whose values may be lists.
-	my @headers = ref $given eq 'ARRAY' ? map { @$_ } @$given
-		: map { my $name = $_; map { $name => $_ } map { ref ? @$_ : $_ } $given->{$name} } sort keys %{ $given // {} };
-	push @headers, 'Idempotent-Replayed' => 'true';
+	my @headers = ('Idempotent-Replayed' => 'true', ref $given eq 'ARRAY' ? map { @$_ } @$given
+		: map { my $name = $_; map { $name => $_ } map { ref ? @$_ : $_ } $given->{$name} } sort keys %{ $given // {} });
 	utf8::downgrade($_, 1) || utf8::encode($_) for @headers;
 	my $body = $row->{response_bytes} // $row->{response_body};
 	utf8::encode($body) if utf8::is_utf8($body);    # text from the driver is characters, and marked so
