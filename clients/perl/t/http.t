@@ -119,8 +119,8 @@ subtest 'what is asked for, and what is not' => sub {
 	is(ask($noting, 'k', PATH_INFO => '/thingsyx')->{body}, 'untouched', 'a dot is a dot');
 	my $line = ask(wrapped($app, lifetime_header => 1), key())->{headers}{'Idempotency-Key-Expires'};
 	like($line, qr/^\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT$/, 'how long a key lives');
-	ok(!eval { ask(wrapped($app, scope => sub { undef }), key()) }, 'who is unknown is never served');
-	ok(!eval { ask(wrapped($app), key(), CONTENT_LENGTH => 99) }, 'half a body is no request');
+	ok(!eval { ask(wrapped($app, scope => sub { undef }), key()) } && $@ =~ /authenticate/, 'who is unknown is never served');
+	ok(!eval { ask(wrapped($app), key(), CONTENT_LENGTH => 99, 'psgix.input.buffered' => $_) }, 'half a body is no request') for 0, 1;
 	ok(!eval { wrapped($app, routes => { $operation => { wiat => '5 s' } }) } && $@ =~ /unknown/, 'a misspelt option');
 	my $uncounted = Idempotency::Pg->new(sub { connected() });
 	ok(!eval { wrapped($app, pg => $uncounted, routes => { $operation => { wait => '5 s' } }) } && $@ =~ /lock_dir/, 'waiting has a limit');
