@@ -1,0 +1,35 @@
+<?php declare(strict_types=1);
+// Symfony's HttpKernel: a subscriber that wraps the controller, after the firewall, the router and whoever refuses access. What a
+// controller throws is still the kernel's to render, and every answer goes through kernel.response.
+namespace IdempotencyPg;
+
+use LogicException;
+use Symfony\Component\EventDispatcher\EventSubscriberInterface;
+use Symfony\Component\HttpFoundation\Response;
+use Symfony\Component\HttpKernel\{Event\ControllerArgumentsEvent, KernelEvents};
+
+final class Symfony implements EventSubscriberInterface {
+    public function __construct(private Http $http) {}
+    public static function getSubscribedEvents(): array { return [KernelEvents::CONTROLLER_ARGUMENTS => ['wrap', -1024]]; }
+
+    public function wrap(ControllerArgumentsEvent $event): void {
+        [$request, $controller, $arguments] = [$event->getRequest(), $event->getController(), $event->getArguments()];
+        if (!$found = $this->http->find($request->getMethod(), $request->getPathInfo())) return;
+        $run = function () use ($controller, $arguments) {
+            $response = $controller(...$arguments);
+            if (!$response instanceof Response) throw new LogicException('what is recorded is a Response, and the controller has to return one');
+            ob_start(); // since some do not have their body, but send it
+            $response->sendContent();
+            return new Answer($response->getStatusCode(), ob_get_clean(), $response->headers->allPreserveCase());
+        };
+        $event->setController(function () use ($request, $found, $run, $controller, $arguments) {
+            [$lines, $length] = [$request->headers->all('idempotency-key'), (int) $request->headers->get('content-length')];
+            $answer = $this->http->answer($found, $request, $lines, $request->getContent(), $length, $run);
+            if (!$answer) return $controller(...$arguments);
+            $response = new Response($answer->body, $answer->status);
+            foreach ($answer->headers as [$name, $value]) $response->headers->set($name, $value, false);
+            return $response;
+        });
+        $event->setArguments([]);
+    }
+}
