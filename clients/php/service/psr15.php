@@ -8,6 +8,7 @@ use Psr\Http\Server\RequestHandlerInterface;
 
 require '/usr/share/php/GuzzleHttp/Psr7/autoload.php';
 require __DIR__ . '/shop.php';
+require __DIR__ . '/../src/Psr15.php';
 
 final class Handler implements RequestHandlerInterface {
     public function __construct(private Shop $shop, private HttpFactory $psr17) {}

@@ -3,7 +3,7 @@
 
 use IdempotencyPg\{Answer, Attempt, Client, Http, NothingHappened, Route};
 
-require __DIR__ . '/../src/autoload.php';
+foreach (['Client', 'Result', 'Errors', 'Answer', 'Leased', 'Http'] as $file) require_once __DIR__ . "/../src/$file.php";
 
 /** The client's fault, found before any work. */
 final class BadRequest extends Exception {}

@@ -14,6 +14,7 @@ use Symfony\Component\Routing\{RequestContext, Route, RouteCollection};
 require '/usr/share/php/Symfony/Component/HttpKernel/autoload.php';
 require '/usr/share/php/Symfony/Component/Routing/autoload.php';
 require __DIR__ . '/shop.php';
+require __DIR__ . '/../src/Symfony.php';
 
 function respond(Answer $answer): Response {
     $response = new Response($answer->body, $answer->status);

@@ -1,20 +1,19 @@
 <?php declare(strict_types=1);
 // An answer: status, body and headers; what of it is recorded, and how it comes back byte for byte.
 namespace IdempotencyPg;
-
 use Closure;
 
 final class Answer {
     // About the connection, the moment or the session: never replayed.
     private const PASSING = '/^(set-cookie|date|content-length|connection|transfer-encoding|keep-alive|server|idempotent-replayed)$/i';
-    /** @var array<array{string, string}> names and values */
-    public readonly array $headers;
+    public readonly array $headers; // pairs of name and value
     public readonly string $body;
 
     /** @param mixed $body text and bytes are taken as they are, every other value is made JSON
       * @param array $headers ['Location' => '/orders/1', 'Link' => ['</a>', '</b>']], or pairs of name and value
       * @param ?Closure $book of leased work: (db) writes in the transaction in which the answer is recorded */
-    public function __construct(public readonly int $status = 200, mixed $body = '', array $headers = [], public readonly ?Closure $book = null) {
+    public function __construct(public readonly int $status = 200, mixed $body = '', array $headers = [],
+        public readonly ?Closure $book = null) {
         $list = [];
         foreach ($headers as $name => $value) {
             [$name, $value] = is_int($name) ? $value : [$name, $value];
@@ -23,7 +22,7 @@ final class Answer {
         $this->headers = is_string($body) || self::find($list, 'content-type') ? $list : [...$list, ['Content-Type', 'application/json']];
         $this->body = is_string($body) ? $body : Client::json($body);
     }
-    public function with(string $name, string $value): self { return new self($this->status, $this->body, [...$this->headers, [$name, $value]]); }
+    public function with(array $header): self { return new self($this->status, $this->body, [...$this->headers, $header]); }
 
     /** As options of complete(): text where it is text, so that a person can read the row; bytes otherwise. */
     public function recorded(): array {

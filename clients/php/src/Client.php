@@ -2,17 +2,15 @@
 // The calls of the extension, with typed outcomes. A PHP process has one connection, and all calls are made on it, in the transaction
 // that is open there. So is what the work writes, through db().
 namespace IdempotencyPg;
-
 use Closure, DateTimeImmutable, LogicException, PDO, Throwable;
 
 final class Client {
     // Every parameter is cast, and JSON goes and comes as text, so that no setting of the connection changes what is compared.
-    private const TYPES = [
-        'text' => 'scope operation key command error reason note waitFor recoveryPoint step responseBody', 'interval' => 'ttl lease wait retryIn',
-        'text::jsonb' => 'state args responseHeaders', 'bytea' => 'responseBytes fingerprint', 'int' => 'responseStatus maxRows',
-        'bigint' => 'token', 'uuid' => 'claimId', 'boolean' => 'holdIfAbandoned refuseRepeat'];
-    private const ROW = 'to_jsonb(result)', LEASE_MS = 'extract(epoch FROM result.locked_until - clock_timestamp()) * 1000';
-    private const CLAIM = self::ROW . " || jsonb_build_object('lease_ms', " . self::LEASE_MS . ')';
+    private const TYPES = ['text' => 'scope operation key command error reason note waitFor recoveryPoint step responseBody',
+        'interval' => 'ttl lease wait retryIn', 'text::jsonb' => 'state args responseHeaders', 'bytea' => 'responseBytes fingerprint',
+        'int' => 'responseStatus maxRows', 'bigint' => 'token', 'uuid' => 'claimId', 'boolean' => 'holdIfAbandoned refuseRepeat'];
+    private const REPLAY = "jsonb_build_object('outcome', 'replay')";
+    private const LEFT = "jsonb_build_object('lease_ms', extract(epoch FROM result.locked_until - clock_timestamp()) * 1000)";
     private ?object $db = null;
     private bool $inTransaction = false;
 
@@ -21,25 +19,22 @@ final class Client {
     public function __construct(private Closure $connect, private int $workers = 0, private ?string $locks = null) {}
 
     public function claim(Id $id, mixed ...$options): Result { return $this->claiming('claim', $id, ...$options); }
-    public function run(Id $id, string $command, mixed ...$options): Result { return $this->claiming('run', $id, ...$options, command: $command); }
+    public function run(Id $id, string $command, mixed ...$o): Result { return $this->claiming('run', $id, ...$o, command: $command); }
     public function fail(Id $id, mixed ...$options): bool { return $this->call('fail', $id, $options)[0]; }
     public function recordFailure(Id $id, mixed ...$options): bool { return $this->call('record_failure', $id, $options)[0]; }
     public function release(Id $id, mixed ...$options): bool { return $this->call('release', $id, $options)[0]; }
     public function once(Id $id, mixed ...$options): bool { return $this->call('once', $id, $options)[0]; }
     public function hold(Id $id, mixed ...$options): int { return $this->call('hold', $id, $options)[0]; }
     public function effectKey(Id $id, ?string $step = null): string { return $this->call('effect_key', $id, ['step' => $step])[0]; }
-    public function lookup(Id $id): ?Result { return array_map(Result::of(...), $this->call('lookup', $id, []))[0] ?? null; }
-    public function replay(Id $id): ?Result { return array_map(Result::of(...), $this->call('replay', $id, []))[0] ?? null; }
+    public function lookup(Id $id): ?Result { return Result::all($this->call('lookup', $id, []))[0] ?? null; }
+    public function replay(Id $id): ?Result { return Result::all($this->call('replay', $id, [], self::REPLAY))[0] ?? null; }
+    public function claimAbandoned(mixed ...$o): array { return Result::all($this->call('claim_abandoned', null, $o, self::LEFT)); }
     public function extend(Id $id, mixed ...$options): ?DateTimeImmutable { return Result::time($this->call('extend', $id, $options)[0]); }
     public function checkpoint(Id $id, string $recoveryPoint, mixed ...$options): ?DateTimeImmutable {
         return Result::time($this->call('checkpoint', $id, ['recoveryPoint' => $recoveryPoint] + $options)[0]);
     }
     public function complete(Id $id, ?Answer $answer = null, mixed ...$options): ?DateTimeImmutable {
         return Result::time($this->call('complete', $id, ($answer?->recorded() ?? []) + $options)[0]);
-    }
-    /** @return Result[] */
-    public function claimAbandoned(mixed ...$options): array {
-        return array_map(Result::of(...), $this->call('claim_abandoned', null, $options, self::CLAIM));
     }
 
     // The request is given to notice a key that is used for another one: $body as it came, or $request, a value that is made JSON here,
@@ -51,28 +46,28 @@ final class Client {
         if (is_string($request) || (!$none && $request === null && $body === null)) {
             throw new LogicException("$name: no request; give request (a value, not JSON text), body (bytes or text) or compare: false");
         }
-        $digest = 'idempotency.fingerprint_bytes(?::bytea)';
-        $bytes = [$body ?? self::json($request), PDO::PARAM_LOB];
-        $given = $none ? [] : ($params === [] ? ["fingerprint => $digest" => [$bytes]] : [
-            "request => jsonb_build_object('params', ?::text::jsonb, 'body', encode($digest, 'hex'))" => [[self::json($params), PDO::PARAM_STR], $bytes]]);
-        return Result::of($this->call($name, $id, $options, self::CLAIM, $given)[0] + get_object_vars($id));
+        [$digest, $bytes] = ['idempotency.fingerprint_bytes(?::bytea)', [$body ?? self::json($request), PDO::PARAM_LOB]];
+        $both = "request => jsonb_build_object('params', ?::text::jsonb, 'body', encode($digest, 'hex'))";
+        $given = $params ? [$both => [[self::json($params), PDO::PARAM_STR], $bytes]] : ["fingerprint => $digest" => [$bytes]];
+        return Result::of($this->call($name, $id, $options, self::LEFT, $none ? [] : $given)[0] + get_object_vars($id));
     }
-
-    private function call(string $name, ?Id $id, array $options, string $columns = self::ROW, array $arguments = []): array {
+    private function call(string $name, ?Id $id, array $options, ?string $more = null, array $arguments = []): array {
         foreach (($id ? get_object_vars($id) : []) + $options as $option => $value) {
             $types = array_filter(self::TYPES, fn (string $names) => in_array($option, explode(' ', $names), true));
             $type = array_key_first($types) ?? throw new LogicException("$name: unknown option $option");
             if ($value === null) continue; // what is not given is not named, so that the server's defaults and the policies hold
-            $text = $type === 'text::jsonb' ? self::json($value) : ($type === 'boolean' ? ($value ? 't' : 'f') : (string) $value);
+            $value = match ($type) { 'text::jsonb' => self::json($value), 'boolean' => $value ? 't' : 'f', default => (string) $value };
             $argument = strtolower(preg_replace('/[A-Z]/', '_$0', $option)) . " => ?::$type";
-            $arguments[$argument] = [[$text, $type === 'bytea' ? PDO::PARAM_LOB : PDO::PARAM_STR]];
+            $arguments[$argument] = [[$value, $type === 'bytea' ? PDO::PARAM_LOB : PDO::PARAM_STR]];
         }
+        $sql = sprintf('SELECT %s FROM idempotency.%s(%s) AS result', $more ? "to_jsonb(result) || $more" : 'to_json(result)', $name,
+            implode(', ', array_keys($arguments)));
         // Never a named statement, which pgbouncer before 1.21 would not find again, and no literals, whatever PDO is set to.
-        $sql = "SELECT $columns FROM idempotency.$name(" . implode(', ', array_keys($arguments)) . ') AS result';
         $statement = self::pdo($this->db())->prepare($sql, [PDO::PGSQL_ATTR_DISABLE_PREPARES => true, PDO::ATTR_EMULATE_PREPARES => false]);
         foreach (array_merge(...array_values($arguments)) as $i => [$value, $type]) $statement->bindValue($i + 1, $value, $type);
         $statement->execute();
-        return array_map(fn ($json) => json_decode($json ?? 'null', true, flags: JSON_THROW_ON_ERROR), $statement->fetchAll(PDO::FETCH_COLUMN));
+        $rows = $statement->fetchAll(PDO::FETCH_COLUMN);
+        return array_map(fn (?string $row) => json_decode($row ?? 'null', true, flags: JSON_THROW_ON_ERROR), $rows);
     }
     public static function json(mixed $value): string {
         return json_encode($value, JSON_THROW_ON_ERROR | JSON_UNESCAPED_SLASHES | JSON_UNESCAPED_UNICODE | JSON_PRESERVE_ZERO_FRACTION);
@@ -81,10 +76,9 @@ final class Client {
     /** What $connect gave; anew if that was lost, but never within a transaction, of which half would be gone. */
     public function db(): object {
         $lost = $this->db && self::pdo($this->db)->getAttribute(PDO::ATTR_CONNECTION_STATUS) === 'Bad connection.';
-        if (!$this->db || ($lost && !$this->inTransaction)) {
-            $this->db = ($this->connect)();
-            self::pdo($this->db)->setAttribute(PDO::ATTR_ERRMODE, PDO::ERRMODE_EXCEPTION); // a COMMIT that failed must not go unnoticed
-        }
+        if ($this->db && (!$lost || $this->inTransaction)) return $this->db;
+        $this->db = ($this->connect)();
+        self::pdo($this->db)->setAttribute(PDO::ATTR_ERRMODE, PDO::ERRMODE_EXCEPTION); // a COMMIT that failed must not go unnoticed
         return $this->db;
     }
     private static function pdo(object $db): PDO {
@@ -94,13 +88,11 @@ final class Client {
     /** $work(db()) and COMMIT; all of it again where the server asks for that. */
     public function transaction(callable $work): mixed {
         return self::again(['retry'], function () use ($work) {
-            // A connection that was lost while it was idle is found out here, where nothing has been done yet.
-            self::again(['unavailable'], fn () => $this->db()->beginTransaction(), 2);
-            $this->inTransaction = true;
+            self::again(['unavailable'], fn () => $this->db()->beginTransaction(), 2); // what was lost while it was idle is replaced
             try {
+                $this->inTransaction = true;
                 $result = $work($this->db);
-                // Where an error was swallowed, COMMIT would succeed and have rolled back. PDO does not tell, but a statement does.
-                self::pdo($this->db)->exec('SELECT');
+                self::pdo($this->db)->exec('SELECT'); // fails where an error was swallowed: COMMIT would succeed, and have rolled back
                 $this->db->commit();
                 return $result;
             } catch (Throwable $error) {
@@ -109,7 +101,6 @@ final class Client {
             } finally { $this->inTransaction = false; }
         });
     }
-
     /** Once more after an error of one of these kinds, with growing pauses that rivals do not share. */
     public static function again(array $kinds, callable $work, int $attempts = 5): mixed {
         for ($attempt = 1; ; $attempt++) {
@@ -119,7 +110,6 @@ final class Client {
             usleep((int) (2 ** $attempt * 20_000 * (0.5 + lcg_value())));
         }
     }
-
     /** $ask($wait) in half of the workers at most, $ask(null) in the others: those that wait must not fill the pool. */
     public function capped(?string $wait, callable $ask): mixed {
         if ($wait !== null && !$this->locks) throw new LogicException('where requests wait, the client has to know "workers" and "locks"');

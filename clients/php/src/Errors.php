@@ -1,7 +1,6 @@
 <?php declare(strict_types=1);
 // What to do about an error, by its SQLSTATE, wherever Doctrine, Laravel or others have wrapped it.
 namespace IdempotencyPg;
-
 use Throwable;
 
 final class Errors {
@@ -12,7 +11,7 @@ final class Errors {
         '25006' => 'unavailable', '53300' => 'unavailable', '57P01' => 'unavailable', '57P02' => 'unavailable', '57P03' => 'unavailable',
         '08' => 'unavailable', 'HY000' => 'unavailable', '22' => 'bad_request'];
     // PDO has no access to the error's field for a constraint's name. The detail says the same, and is not translated.
-    private const REASONS = ['Its lease was over' => 'taken_over', 'The key is completed' => 'completed', 'The key was forgotten' => 'forgotten'];
+    private const REASONS = '/(?<taken_over>Its lease was over)|(?<completed>The key is completed)|(?<forgotten>The key was forgotten)/';
 
     /** "other" is a fault of the program. */
     public static function kind(?Throwable $error): string {
@@ -22,8 +21,8 @@ final class Errors {
     public static function sqlstate(?Throwable $error): ?string { return self::info($error)[0] ?? null; }
     /** Of stale_claim: taken_over, completed or forgotten. */
     public static function reason(?Throwable $error): ?string {
-        $known = preg_match('/' . implode('|', array_keys(self::REASONS)) . '/', self::info($error)[2] ?? '', $detail);
-        return $known && self::kind($error) === 'stale_claim' ? self::REASONS[$detail[0]] : null;
+        preg_match(self::REASONS, self::kind($error) === 'stale_claim' ? self::info($error)[2] : '', $match);
+        return array_keys(array_filter($match))[1] ?? null;
     }
     private static function info(?Throwable $error): array { return $error ? $error->errorInfo ?? self::info($error->getPrevious()) : []; }
 }

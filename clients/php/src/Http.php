@@ -3,15 +3,15 @@
 // says what was asked and how its handler is run, and sends the answer that it gets. That is not before COMMIT has succeeded, so no
 // client is told what was undone.
 namespace IdempotencyPg;
-
-use Closure, DateTimeImmutable, LogicException, RuntimeException, Throwable;
+use Closure, LogicException, RuntimeException, Throwable;
 
 /** What is different for one operation. A duplicate waits so long, instead of a 409 at once. With $work it is leased. The closures are
   * given the request: $compare gives a value to compare instead of the body's bytes, $state what $work needs, the completer's included. */
 final class Route {
-    public function __construct(public readonly bool $required = true, public readonly ?string $wait = null, public readonly ?string $ttl = null,
-        public readonly ?Closure $compare = null, public readonly ?Closure $work = null, public readonly ?Closure $state = null,
-        public readonly string $lease = '1 min', public readonly ?string $step = null, public readonly ?bool $holdIfAbandoned = null) {}
+    public function __construct(public readonly bool $required = true, public readonly ?string $wait = null,
+        public readonly ?string $ttl = null, public readonly ?Closure $compare = null, public readonly ?Closure $work = null,
+        public readonly ?Closure $state = null, public readonly string $lease = '1 min', public readonly ?string $step = null,
+        public readonly ?bool $holdIfAbandoned = null) {}
 }
 
 final class Http {
@@ -25,7 +25,8 @@ final class Http {
         'redacted' => [410, 'The answer for this Idempotency-Key is gone', 'The request was done, and its answer was removed.'],
         'too-large' => [500, 'The answer for this Idempotency-Key is too large', 'It cannot be recorded, and a repeat would fail again.'],
         'unavailable' => [503, 'Idempotency-Key cannot be checked now', 'Send the same request with the same key again later.']];
-    private const ALSO = ['failed' => 'unavailable', 'retry' => 'unavailable', 'wait_timeout' => 'in-progress', 'stale_claim' => 'in-progress'];
+    private const AS = ['failed' => 'unavailable', 'retry' => 'unavailable', 'wait_timeout' => 'in-progress',
+        'stale_claim' => 'in-progress'];
     // RFC 8941: a string with its escapes, or a token, as many clients send it. Parameters are read over.
     private const STRING = '"((?:[ !#-\[\]-~]|\\\\["\\\\])*)"', TOKEN = '[!#-+\--:<-~]+';
 
@@ -42,7 +43,6 @@ final class Http {
         $key = ($match[2] ?? '') !== '' ? $match[2] : preg_replace('/\\\\(.)/', '$1', $match[1]);
         return $key !== '' && strlen($key) <= 255 ? $key : null;
     }
-
     /** @return ?array{string, Route, array<string, string>} operation, what holds for it, and the parameters of the path */
     public function find(string $method, string $path): ?array {
         foreach ($this->routes as $operation => $route) {
@@ -52,7 +52,6 @@ final class Http {
         }
         return null;
     }
-
     /** The answer, for what find() has found, after COMMIT; null where the request is not to be touched. $run() gives the handler's. */
     public function answer(array $found, object $request, array $lines, string $body, int $length, callable $run): ?Answer {
         [$operation, $route, $params] = $found;
@@ -63,43 +62,43 @@ final class Http {
         if (!$route->compare && $body === '' && $length > 0) { // of multipart/form-data; nothing would be compared
             throw new LogicException('PHP has kept the bytes of the body: give "compare", or set enable_post_data_reading to 0');
         }
-        [$id, $undone] = [new Id($scope, $operation, $key), null];
-        $asked = ['params' => $params, 'ttl' => $route->ttl] + ($route->compare ? ['request' => ($route->compare)($request)] : ['body' => $body]);
+        [$id, $undone, $asked] = [new Id($scope, $operation, $key), null, ['params' => $params, 'ttl' => $route->ttl]];
+        $asked += $route->compare ? ['request' => ($route->compare)($request)] : ['body' => $body];
         try {
             if ($route->work) {
-                $result = (new Leased($this->client))->run($id, $route->work, $route->wait, $route->step, ...$asked, lease: $route->lease,
-                    holdIfAbandoned: $route->holdIfAbandoned, state: $route->state ? ($route->state)($request) : null);
-                return $result->answer ? $this->expiring($result->answer, $result->expiresAt) : $this->withoutWork($result);
+                $asked += ['lease' => $route->lease, 'holdIfAbandoned' => $route->holdIfAbandoned];
+                $asked += ['state' => $route->state ? ($route->state)($request) : null];
+                $result = (new Leased($this->client))->run($id, $route->work, $route->wait, $route->step, ...$asked);
+            } else {
+                $result = $this->client->transaction(function () use ($id, $route, $asked, $run, &$undone) {
+                    $claim = $this->client->capped($route->wait, fn ($wait) => $this->client->claim($id, ...$asked, wait: $wait));
+                    if ($claim->outcome !== Outcome::Claimed) return $claim;
+                    $claim->answer = $run();
+                    $undone = $claim->answer->status >= 500 ? $claim->answer : null; // which is answered, and not recorded
+                    if ($undone) throw new RuntimeException('rolls back');
+                    $claim->expiresAt = $this->client->complete($id, $claim->answer);
+                    return $claim;
+                });
             }
-            return $this->client->transaction(function () use ($id, $route, $asked, $run, &$undone) {
-                $claim = $this->client->capped($route->wait, fn ($wait) => $this->client->claim($id, ...$asked, wait: $wait));
-                if ($claim->outcome !== Outcome::Claimed) return $this->withoutWork($claim);
-                $answer = $run();
-                if ($answer->status < 500) return $this->expiring($answer, $this->client->complete($id, $answer));
-                $undone = $answer;
-                throw new RuntimeException('rolls back what a repeat should not be told');
-            });
         } catch (Throwable $error) { // what is no problem of the key's is the framework's, as if this were not here
             return $undone ?? $this->problem(Errors::kind($error)) ?? throw $error;
         }
+        $answer = $result->answer ?? $this->withoutWork($result);
+        if (!$this->lifetimeHeader || !$result->expiresAt) return $answer;
+        return $answer->with(['Idempotency-Key-Expires', gmdate('D, d M Y H:i:s \G\M\T', $result->expiresAt->getTimestamp())]);
     }
-
     private function withoutWork(Result $result): Answer {
         if ($result->outcome !== Outcome::Replay) return $this->problem($result->outcome->value, $result->retryAfterMs ?? 0);
-        $answer = new Answer($result->responseStatus ?? 200, $result->responseBytes ?? $result->responseBody ?? '', $result->responseHeaders ?? []);
-        return $this->expiring($answer->with('Idempotent-Replayed', 'true'), $result->expiresAt);
-    }
-    private function expiring(Answer $answer, ?DateTimeImmutable $at): Answer {
-        if (!$this->lifetimeHeader || !$at) return $answer;
-        return $answer->with('Idempotency-Key-Expires', gmdate('D, d M Y H:i:s \G\M\T', $at->getTimestamp()));
+        $body = $result->responseBytes ?? $result->responseBody ?? '';
+        return (new Answer($result->responseStatus ?? 200, $body, $result->responseHeaders ?? []))->with(['Idempotent-Replayed', 'true']);
     }
     private function problem(string $kind, int $milliseconds = 0): ?Answer {
-        $name = self::ALSO[$kind] ?? str_replace('_', '-', $kind);
-        if (!isset(self::PROBLEMS[$name])) return null;
-        [$status, $title, $detail] = self::PROBLEMS[$name];
+        $name = self::AS[$kind] ?? str_replace('_', '-', $kind);
+        [$status, $title, $detail] = self::PROBLEMS[$name] ?? [0, '', ''];
         $headers = ['Content-Type' => 'application/problem+json', 'Content-Language' => 'en'];
         if ($status === 400) $headers['Link'] = "<$this->documentation>; rel=\"describedby\"; type=\"text/html\"";
         if (in_array($name, ['in-progress', 'unavailable'], true)) $headers['Retry-After'] = max(1, (int) ceil($milliseconds / 1000));
-        return new Answer($status, ['type' => "$this->documentation#$name", 'title' => $title, 'status' => $status, 'detail' => $detail], $headers);
+        $body = ['type' => "$this->documentation#$name", 'title' => $title, 'status' => $status, 'detail' => $detail];
+        return $status ? new Answer($status, $body, $headers) : null;
     }
 }

@@ -4,7 +4,6 @@
 // is such an answer. NothingHappened lets the next attempt do it. Anything else that is thrown means that nobody knows, and the key is
 // held for a person.
 namespace IdempotencyPg;
-
 use Exception, Throwable;
 
 final class NothingHappened extends Exception {}
@@ -18,8 +17,7 @@ final class Attempt {
     public function __construct(private Client $client, private Id $id, public readonly Result $claim, public readonly string $effectKey) {
         $this->due = hrtime(true) + $claim->leaseMs * 1e6 / 3;
     }
-
-    /** Renews the lease if a third of it is over, and costs nothing otherwise. False if the claim is somebody else's, and work has to stop.
+    /** Renews the lease if a third of it is over, and costs nothing otherwise. False if the claim is somebody else's: work has to stop.
       * Throws nothing, as it is called where that is lost: CURLOPT_XFERINFOFUNCTION => fn () => $attempt->beat() ? 0 : 1. */
     public function beat(): bool {
         if ($this->lost || hrtime(true) < $this->due) return !$this->lost;
@@ -38,10 +36,10 @@ final class Leased {
     /** The outcome of claim(), with the answer where it was claimed; also Failed, after NothingHappened. */
     public function run(Id $id, callable $work, ?string $wait = null, ?string $step = null, mixed ...$options): Result {
         $options += ['claimId' => bin2hex(random_bytes(16))]; // if the answer to the claim is lost, the same id gets the same token
-        $claim = $this->client->capped($wait, fn ($wait) => self::despiteLoss(fn () => $this->client->claim($id, ...$options, wait: $wait)));
+        $ask = fn (?string $wait) => self::despiteLoss(fn () => $this->client->claim($id, ...$options, wait: $wait));
+        $claim = $this->client->capped($wait, $ask);
         return $claim->outcome === Outcome::Claimed ? $this->finish($id, $claim, $work, $step) : $claim;
     }
-
     /** Drives on, until $stop() says so, what others have left behind: one at a time. For a process of its own. */
     public function completer(string $operation, callable $work, ?string $step = null, ?string $lease = null, float $pause = 1,
         ?callable $onError = null, ?callable $stop = null): void {
@@ -52,16 +50,11 @@ final class Leased {
             } catch (Throwable $error) { $onError && $onError($error); } // such as a database that is down: later, then
         }
     }
-
     private function finish(Id $id, Result $claim, callable $work, ?string $step): Result {
-        $attempt = null;
-        try {
-            try { $effectKey = self::despiteLoss(fn () => $this->client->effectKey($id, $step)); }
-            catch (Throwable $error) { throw new NothingHappened($error->getMessage()); }
-            $attempt = new Attempt($this->client, $id, $claim, $effectKey);
-            $answer = (fn (): Answer => $work($attempt))();
-        } catch (Throwable $error) {
-            return $attempt?->lost ? throw $attempt->lost : $this->settle($id, $claim, $error); // not the owner: nothing to record
+        $effectKey = self::despiteLoss(fn () => $this->client->effectKey($id, $step));
+        $attempt = new Attempt($this->client, $id, $claim, $effectKey);
+        try { $answer = (fn (): Answer => $work($attempt))(); } catch (Throwable $error) {
+            return $attempt->lost ? throw $attempt->lost : $this->settle($id, $claim, $error); // who is not the owner has nothing to record
         }
         try {
             $claim->expiresAt = self::despiteLoss(fn () => $this->client->transaction(function (object $db) use ($id, $claim, $answer) {
@@ -71,25 +64,20 @@ final class Leased {
             $claim->answer = $answer;
             return $claim;
         } catch (Throwable $error) {
-            if (Errors::reason($error) === 'completed') { // the answer to COMMIT was lost, or a person was faster: what is recorded counts
-                $replay = $this->client->replay($id);
-                $replay->outcome = Outcome::Replay;
-                return $replay;
-            }
+            // The answer to COMMIT was lost, or a person was faster: what is recorded is what counts.
+            if (Errors::reason($error) === 'completed') return $this->client->replay($id);
             // Done, and not to be recorded: nobody may do it once more because the lease ends.
             if (!in_array(Errors::kind($error), ['unavailable', 'stale_claim'], true)) $this->settle($id, $claim, $error);
             throw $error;
         }
     }
-
     private function settle(Id $id, Result $claim, Throwable $error): Result {
         $failed = $error instanceof NothingHappened;
         $why = $failed ? $error->getMessage() : $error::class . ': ' . $error->getMessage();
         $why = preg_match('/^[^\0]{0,1000}/u', $why, $text) ? $text[0] : preg_replace('/[^ -~]/', '?', substr($why, 0, 1000));
-        try {
-            self::despiteLoss(fn () => $failed ? $this->client->fail($id, error: $why, token: $claim->token)
-                : $this->client->hold($id, reason: $why, token: $claim->token));
-        } catch (Throwable $refused) { // a repeat finds settled what the call did whose answer was lost
+        $settled = $failed ? fn () => $this->client->fail($id, error: $why, token: $claim->token)
+            : fn () => $this->client->hold($id, reason: $why, token: $claim->token);
+        try { self::despiteLoss($settled); } catch (Throwable $refused) { // a repeat finds settled what the call did whose answer was lost
             if (!in_array(Errors::kind($refused), ['stale_claim', 'not_claimed', 'held'], true)) throw $refused;
         }
         [$claim->outcome, $claim->lastError] = [$failed ? Outcome::Failed : Outcome::Held, $why];

@@ -1,7 +1,6 @@
 <?php declare(strict_types=1);
 // PSR-15, for Slim, Mezzio and others: a middleware, after authentication.
 namespace IdempotencyPg;
-
 use Psr\Http\Message\{ResponseFactoryInterface, ResponseInterface, ServerRequestInterface, StreamFactoryInterface};
 use Psr\Http\Server\{MiddlewareInterface, RequestHandlerInterface};
 

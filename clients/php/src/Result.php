@@ -1,7 +1,6 @@
 <?php declare(strict_types=1);
 // What is asked for, and what the calls give.
 namespace IdempotencyPg;
-
 use DateTimeImmutable;
 
 final class Id {
@@ -23,7 +22,7 @@ final class Result {
     public ?bool $takenOver = null, $fingerprintChecked = null, $abandoned = null, $holdIfAbandoned = null;
     public ?DateTimeImmutable $createdAt = null, $claimedAt = null, $checkpointedAt = null, $lockedUntil = null, $completedAt = null,
         $expiresAt = null, $responseExpiresAt = null, $redactedAt = null;
-    public mixed $state = null, $responseHeaders = null, $leaseMs = null; // the lease that is left
+    public mixed $state = null, $responseHeaders = null, $leaseMs = null; // what is left of the lease
 
     public static function of(array $row): self {
         $result = new self();
@@ -31,13 +30,14 @@ final class Result {
             $name = lcfirst(str_replace('_', '', ucwords($column, '_')));
             if ($value === null || !property_exists($result, $name)) continue; // a later version of the extension has more columns
             if ($name === 'outcome') $value = Outcome::from($value); // one that is not known is an error: never go on with it
-            elseif (preg_match('/At$|Until$/', $name)) $value = self::time($value);
-            elseif (preg_match('/Bytes$|^fingerprint$/', $name)) $value = $value[1] === 'x' ? hex2bin(substr($value, 2)) : stripcslashes($value);
+            if (preg_match('/At$|Until$/', $name)) $value = self::time($value);
+            if (preg_match('/Bytes$|print$/', $name)) $value = ($value[1] ?? null) === 'x' ? hex2bin(substr($value, 2)) : stripcslashes($value);
             $result->$name = $value;
         }
         return $result;
     }
-    public static function time(?string $value): ?DateTimeImmutable {
-        return $value === null || $value === 'infinity' ? null : new DateTimeImmutable($value); // a held key never expires
+    public static function all(array $rows): array { return array_map(self::of(...), $rows); }
+    public static function time(?string $value): ?DateTimeImmutable { // a held key never expires
+        return $value === null || $value === 'infinity' ? null : new DateTimeImmutable($value);
     }
 }

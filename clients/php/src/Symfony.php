@@ -2,7 +2,6 @@
 // Symfony's HttpKernel: a subscriber that wraps the controller, after the firewall, the router and whoever refuses access. What a
 // controller throws is still the kernel's to render, and every answer goes through kernel.response.
 namespace IdempotencyPg;
-
 use LogicException;
 use Symfony\Component\EventDispatcher\EventSubscriberInterface;
 use Symfony\Component\HttpFoundation\Response;
@@ -17,12 +16,12 @@ final class Symfony implements EventSubscriberInterface {
         if (!$found = $this->http->find($request->getMethod(), $request->getPathInfo())) return;
         $run = function () use ($controller, $arguments) {
             $response = $controller(...$arguments);
-            if (!$response instanceof Response) throw new LogicException('what is recorded is a Response, and the controller has to return one');
+            if (!$response instanceof Response) throw new LogicException('the controller has to return a Response, to be recorded');
             ob_start(); // since some do not have their body, but send it
             $response->sendContent();
             return new Answer($response->getStatusCode(), ob_get_clean(), $response->headers->allPreserveCase());
         };
-        $event->setController(function () use ($request, $found, $run, $controller, $arguments) {
+        $event->setController(function () use ($request, $found, $controller, $arguments, $run) {
             [$lines, $length] = [$request->headers->all('idempotency-key'), (int) $request->headers->get('content-length')];
             $answer = $this->http->answer($found, $request, $lines, $request->getContent(), $length, $run);
             if (!$answer) return $controller(...$arguments);
