@@ -7,6 +7,7 @@ use Psr\Http\Message\{ResponseInterface, ServerRequestInterface};
 use Psr\Http\Server\RequestHandlerInterface;
 
 require '/usr/share/php/GuzzleHttp/Psr7/autoload.php';
+require __DIR__ . '/psr15_interfaces.php';
 require __DIR__ . '/shop.php';
 require __DIR__ . '/../src/Psr15.php';
 

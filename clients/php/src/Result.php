@@ -31,7 +31,9 @@ final class Result {
             if ($value === null || !property_exists($result, $name)) continue; // a later version of the extension has more columns
             if ($name === 'outcome') $value = Outcome::from($value); // one that is not known is an error: never go on with it
             if (preg_match('/At$|Until$/', $name)) $value = self::time($value);
-            if (preg_match('/Bytes$|print$/', $name)) $value = ($value[1] ?? null) === 'x' ? hex2bin(substr($value, 2)) : stripcslashes($value);
+            if (preg_match('/Bytes$|print$/', $name)) { // by bytea_output
+                $value = str_starts_with($value, '\x') ? hex2bin(substr($value, 2)) : stripcslashes($value);
+            }
             $result->$name = $value;
         }
         return $result;

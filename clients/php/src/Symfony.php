@@ -13,13 +13,15 @@ final class Symfony implements EventSubscriberInterface {
 
     public function wrap(ControllerArgumentsEvent $event): void {
         [$request, $controller, $arguments] = [$event->getRequest(), $event->getController(), $event->getArguments()];
-        if (!$found = $this->http->find($request->getMethod(), $request->getPathInfo())) return;
+        $found = $event->isMainRequest() ? $this->http->find($request->getMethod(), $request->getPathInfo()) : null;
+        if (!$found) return;
         $run = function () use ($controller, $arguments) {
             $response = $controller(...$arguments);
             if (!$response instanceof Response) throw new LogicException('the controller has to return a Response, to be recorded');
-            ob_start(); // since some do not have their body, but send it
-            $response->sendContent();
-            return new Answer($response->getStatusCode(), ob_get_clean(), $response->headers->allPreserveCase());
+            $body = ''; // which some do not have, but send, and flush on the way
+            ob_start(function (string $chunk) use (&$body) { $body .= $chunk; return ''; });
+            try { $response->sendContent(); } finally { ob_end_flush(); }
+            return new Answer($response->getStatusCode(), $body, $response->headers->allPreserveCase());
         };
         $event->setController(function () use ($request, $found, $controller, $arguments, $run) {
             [$lines, $length] = [$request->headers->all('idempotency-key'), (int) $request->headers->get('content-length')];

@@ -19,17 +19,17 @@ final class ClientTest extends DatabaseTest {
             $client = new Client(fn () => self::connect($options));
             $client->db()->exec("SET bytea_output = $output; SET datestyle = $dates");
             $id = self::id();
-            $answer = new Answer(201, "\0\xff\\", ['Link' => ['</a>', '</b>'], 'Set-Cookie' => 'x=1', 'Location' => '/1']);
+            $answer = new Answer(201, "ax\0\xff\\", ['Link' => ['</a>', '</b>'], 'Set-Cookie' => 'x=1', 'Location' => '/1']);
             $client->transaction(function () use ($client, $id, $answer) {
                 $this->assertSame(Outcome::Claimed, $client->claim($id, request: ['a' => 1])->outcome);
                 $this->assertGreaterThan(new DateTimeImmutable('1 hour'), $client->complete($id, $answer));
             });
             $again = $client->claim($id, body: '{ "a": 1.0 }');
             $headers = [['Link', '</a>'], ['Link', '</b>'], ['Location', '/1']];
-            $this->assertSame([Outcome::Replay, 201, $headers, "\0\xff\\", null, true, $id->key],
+            $this->assertSame([Outcome::Replay, 201, $headers, "ax\0\xff\\", null, true, $id->key],
                 [$again->outcome, $again->responseStatus, $again->responseHeaders, $again->responseBytes, $again->responseBody, $again->fingerprintChecked, $again->key]);
             $this->assertSame(Outcome::Mismatch, $client->claim($id, body: '{"a": 2}')->outcome);
-            $this->assertSame([Outcome::Replay, "\0\xff\\"], [$client->replay($id)->outcome, $client->replay($id)->responseBytes]);
+            $this->assertSame([Outcome::Replay, "ax\0\xff\\"], [$client->replay($id)->outcome, $client->replay($id)->responseBytes]);
             $this->assertSame(['completed', 32], [$client->lookup($id)->status, strlen($client->lookup($id)->fingerprint)]);
             $this->assertNull($client->lookup(self::id()));
             $this->assertSame('not_claimed', Errors::kind(self::thrown(fn () => $client->complete(self::id()))));

@@ -9,7 +9,7 @@ use Symfony\Component\EventDispatcher\EventDispatcher;
 use Symfony\Component\HttpFoundation\{Request, RequestStack, Response, StreamedResponse};
 use Symfony\Component\HttpKernel\Controller\{ArgumentResolver, ControllerResolver};
 use Symfony\Component\HttpKernel\Event\{ExceptionEvent, ResponseEvent};
-use Symfony\Component\HttpKernel\{HttpKernel, KernelEvents};
+use Symfony\Component\HttpKernel\{HttpKernel, HttpKernelInterface, KernelEvents};
 
 final class HttpTest extends DatabaseTest {
     public function testTheHeader(): void {
@@ -147,7 +147,7 @@ final class HttpTest extends DatabaseTest {
         $this->assertSame([422, 1], [$ask('POST', '/files', $key, '', $headers)[0], self::orders(93)]);
     }
 
-    public function testSymfonysResponsesThatStreamAndItsListeners(): void {
+    public function testSymfonysResponsesThatStreamItsListenersAndSubRequests(): void {
         $events = new EventDispatcher();
         $events->addSubscriber(new Symfony($this->http(['POST /stream' => new Route(), 'POST /array' => new Route()], [])));
         $events->addListener(KernelEvents::RESPONSE, fn (ResponseEvent $event) => $event->getResponse()->headers->set('Access-Control-Allow-Origin', '*'));
@@ -160,10 +160,15 @@ final class HttpTest extends DatabaseTest {
         };
         $key = self::id()->key;
         foreach ([null, 'true'] as $replayed) {
-            $response = $ask('/stream', fn () => new StreamedResponse(function () { echo "\0\xff"; }, 202, ['Content-Type' => 'application/octet-stream']), $key);
+            $response = $ask('/stream', fn () => new StreamedResponse(function () { echo "\0"; ob_flush(); echo "\xff"; }, 202, ['Content-Type' => 'application/octet-stream']), $key);
             $this->assertSame([202, "\0\xff", $replayed, '*'], [$response->getStatusCode(), $response->getContent(),
                 $response->headers->get('Idempotent-Replayed'), $response->headers->get('Access-Control-Allow-Origin')]);
         }
+        $forwarding = function (Request $request) use ($kernel) {
+            $forwarded = $request->duplicate(attributes: ['_controller' => fn () => new Response("{$this->insert(95)} row")]);
+            return $kernel->handle($forwarded, HttpKernelInterface::SUB_REQUEST);
+        };
+        $this->assertSame(['1 row', 1], [$ask('/stream', $forwarding, self::id()->key)->getContent(), self::orders(95)]);
         $error = self::thrown(fn () => $ask('/array', fn () => ['item' => $this->insert(94)], $key));
         $this->assertSame(['the controller has to return a Response, to be recorded', 0], [$error->getMessage(), self::orders(94)]);
     }

@@ -6,6 +6,7 @@ use IdempotencyPg\{Client, Id};
 use PHPUnit\Framework\TestCase;
 
 foreach (['GuzzleHttp/Psr7', 'Symfony/Component/HttpKernel', 'Doctrine/DBAL'] as $library) require_once "/usr/share/php/$library/autoload.php";
+require_once __DIR__ . '/../service/psr15_interfaces.php';
 foreach (glob(__DIR__ . '/../src/*.php') as $file) require_once $file;
 
 abstract class DatabaseTest extends TestCase {
