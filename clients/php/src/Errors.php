@@ -4,16 +4,18 @@ namespace IdempotencyPg;
 use Throwable;
 
 final class Errors {
-    // HY000 is PDO's where libpq has no SQLSTATE: the connection was lost. 54000 is permanent: never "try again".
+    // HY000 with libpq's 7 is an error without an SQLSTATE: the connection was lost. 54000 is permanent: never "try again".
     private const KINDS = ['stale_claim' => 'IK001', 'not_claimed' => 'IK002', 'other_completion' => 'IK003', 'left_open' => 'IK004',
         'held' => 'IK005', 'redacted' => 'IK006', 'retry' => '40001|40P01', 'wait_timeout' => '55P03', 'too_large' => '54000',
-        'bad_request' => '22...', 'unavailable' => '08...|25006|53300|57P0[123]|HY000'];
+        'bad_request' => '22...', 'unavailable' => '08...|25006|53300|57P0[123]|HY0007'];
     // PDO has no access to the error's field for a constraint's name. The detail says the same, and is not translated.
     private const REASONS = '/(?<taken_over>Its lease was over)|(?<completed>The key is completed)|(?<forgotten>The key was forgotten)/';
 
     /** "other" is a fault of the program. */
     public static function kind(?Throwable $error): string {
-        foreach (self::KINDS as $kind => $states) if (preg_match("/^($states)$/", self::sqlstate($error) ?? '')) return $kind;
+        [$state, $code] = self::info($error) + ['', ''];
+        $state .= $state === 'HY000' ? $code : '';
+        foreach (self::KINDS as $kind => $states) if (preg_match("/^($states)$/", $state)) return $kind;
         return 'other';
     }
     public static function sqlstate(?Throwable $error): ?string { return self::info($error)[0] ?? null; }

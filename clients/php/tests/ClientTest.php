@@ -100,11 +100,12 @@ final class ClientTest extends DatabaseTest {
     }
 
     public function testKinds(): void {
-        $dbal = self::doctrine();
+        [$dbal, $laravel, $mysql] = [self::doctrine(), self::laravel(), new PDOException()];
         foreach (['IK003' => 'other_completion', 'IK006' => 'redacted', '40001' => 'retry', '40P01' => 'retry', '55P03' => 'wait_timeout', '22P02' => 'bad_request',
             '54000' => 'too_large', '25006' => 'unavailable', '53300' => 'unavailable', '08006' => 'unavailable', '57P01' => 'unavailable', '57014' => 'other',
             '23505' => 'other', 'P0001' => 'other'] as $state => $kind) {
-            foreach ([fn () => self::connect()->exec(self::raise((string) $state)), fn () => $dbal->executeStatement(self::raise((string) $state))] as $way) {
+            $sql = self::raise((string) $state);
+            foreach ([fn () => self::connect()->exec($sql), fn () => $dbal->executeStatement($sql), fn () => $laravel->statement($sql)] as $way) {
                 $this->assertSame([(string) $state, $kind], [Errors::sqlstate($error = self::thrown($way)), Errors::kind($error)]);
             }
         }
@@ -112,7 +113,8 @@ final class ClientTest extends DatabaseTest {
         $lost = $this->client->db();
         self::sever($this->client);
         $this->assertSame(['unavailable', 'unavailable'], [Errors::kind(self::thrown(fn () => $lost->exec('SELECT 1'))), Errors::kind(self::thrown(fn () => $lost->exec('SELECT 1')))]);
-        $this->assertSame(['other', 'other'], [Errors::kind(new TypeError('a fault of the program')), Errors::kind(null)]);
+        $mysql->errorInfo = ['HY000', 1364, 'a general error of another database'];
+        foreach ([new TypeError('a fault of the program'), null, $mysql] as $error) $this->assertSame('other', Errors::kind($error));
         $this->assertSame('left_open', Errors::kind(self::thrown(fn () => $this->client->claim(self::id(), request: 1))));
     }
 
@@ -195,13 +197,20 @@ final class ClientTest extends DatabaseTest {
         }
     }
 
-    public function testDoctrinesTransactionsAreWithinTheClaims(): void {
-        $dbal = self::doctrine();
-        $client = new Client(function () use ($dbal) { $dbal->close(); return $dbal; });
-        $work = fn (Id $id, bool $fails = false) => fn () => $client->transaction(function ($db) use ($client, $id, $dbal, $fails) {
-            $this->assertSame($dbal, $db);
+    /** What each calls: to give up the connection, a transaction of one's own, a statement, how many transactions are open. */
+    public function libraries(): array {
+        return [['doctrine', 'close', 'transactional', 'executeStatement', 'getTransactionNestingLevel'],
+            ['laravel', 'reconnect', 'transaction', 'statement', 'transactionLevel']];
+    }
+
+    /** @dataProvider libraries */
+    public function testTheTransactionsOfDoctrineAndLaravelAreWithinTheClaims(string $library, string $close, string $nest, string $do, string $level): void {
+        $library = self::$library();
+        $client = new Client(function () use ($library, $close) { $library->$close(); return $library; });
+        $work = fn (Id $id, bool $fails = false) => fn () => $client->transaction(function ($db) use ($client, $id, $library, $fails, $nest, $do) {
+            $this->assertSame($library, $db);
             if ($client->claim($id, request: 1)->outcome === Outcome::Replay) return;
-            $db->transactional(fn () => $db->insert('test_php.orders', ['item' => 75]));
+            $db->$nest(fn () => $db->$do('INSERT INTO test_php.orders VALUES (75)'));
             $client->complete($id);
             if ($fails) throw new Exception('after all');
         });
@@ -210,12 +219,12 @@ final class ClientTest extends DatabaseTest {
         $work($id)();
         $work($id)();
         $this->assertSame(1, self::orders(75));
-        $pid = $dbal->fetchOne('SELECT pg_backend_pid()');
-        $other = self::connect();
-        $other->exec("SELECT pg_terminate_backend($pid)");
-        self::until(fn () => $other->query("SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $pid")->fetchColumn());
+        self::sever(new Client(fn () => method_exists($library, 'getPdo') ? $library->getPdo() : $library->getNativeConnection()));
         $work(self::id())();
-        $this->assertSame([2, 0], [self::orders(75), $dbal->getTransactionNestingLevel()]);
+        $this->assertSame([2, 0], [self::orders(75), $library->$level()]);
+        $runs = 0;
+        $client->transaction(function ($db) use (&$runs, $do) { if (++$runs < 3) $db->$do(self::raise('40001')); });
+        $this->assertSame([3, 0], [$runs, $library->$level()]);
     }
 
     public function testHalfOfTheWorkersWaitAndADeadOneDoesNotCount(): void {

@@ -3,6 +3,10 @@
 
 use GuzzleHttp\Psr7\{HttpFactory, Response as PsrResponse, ServerRequest};
 use IdempotencyPg\{Answer, Http, Psr15, Route, Symfony};
+use Illuminate\Container\Container;
+use Illuminate\Contracts\Debug\ExceptionHandler;
+use Illuminate\Events\Dispatcher;
+use Illuminate\Routing\Router;
 use Psr\Http\Message\{ResponseInterface, ServerRequestInterface};
 use Psr\Http\Server\RequestHandlerInterface;
 use Symfony\Component\EventDispatcher\EventDispatcher;
@@ -25,7 +29,7 @@ final class HttpTest extends DatabaseTest {
 
     /** Names of functions: (routes, handler) gives (method, path, key, body, more headers) => [status, headers, body]. */
     public function adapters(): array {
-        return [['psr15'], ['symfony']];
+        return [['psr15'], ['symfony'], ['laravelsRouter']];
     }
 
     private function http(array $routes, array $options): Http {
@@ -74,6 +78,33 @@ final class HttpTest extends DatabaseTest {
         };
     }
 
+    private function laravelsRouter(array $routes, Closure $handler, array $options = []): Closure {
+        $container = new Container();
+        $container->bind(ExceptionHandler::class, fn () => new class implements ExceptionHandler {
+            public function report(Throwable $e) {}
+            public function shouldReport(Throwable $e) { return true; }
+            public function render($request, Throwable $e) { return new \Illuminate\Http\Response($e->getMessage(), 500); }
+            public function renderForConsole($output, Throwable $e) {}
+        });
+        $router = new Router(new Dispatcher($container), $container);
+        $once = new Symfony($this->http($routes, $options));
+        $router->aliasMiddleware('once', fn ($request, Closure $next) => $once->around($request, fn () => $next($request)));
+        $router->any('/{path}', function (\Illuminate\Http\Request $request) use ($handler) {
+            $answer = $handler($request->getContent());
+            $response = new \Illuminate\Http\Response($answer->body, $answer->status);
+            foreach ($answer->headers as [$name, $value]) $response->headers->set($name, $value, false);
+            return $response;
+        })->where('path', '.*')->middleware('once');
+        return function (string $method, string $path, ?string $key, string $body, array $headers = []) use ($router, $container) {
+            $request = \Illuminate\Http\Request::create("http://localhost$path", $method, content: $body);
+            $request->headers->remove('content-type');
+            $request->headers->add($headers + ($key === null ? [] : ['Idempotency-Key' => $key]));
+            $container->instance(\Illuminate\Http\Request::class, $request);
+            $response = $router->dispatch($request);
+            return [$response->getStatusCode(), fn (string $name) => implode(', ', $response->headers->all($name)), $response->getContent()];
+        };
+    }
+
     private function handler(int $item): Closure {
         return function (string $body) use ($item) {
             $this->insert($item);
@@ -104,6 +135,9 @@ final class HttpTest extends DatabaseTest {
         } finally {
             self::connect()->exec('DROP FUNCTION test_php.refuse CASCADE; DROP SEQUENCE test_php.commits');
         }
+        $runs = 0;
+        $conflict = function () use (&$runs) { return ++$runs < 3 ? $this->client->db()->exec(self::raise('40001')) : new Answer(201); };
+        $this->assertSame([201, 3], [$this->$adapter(['POST /orders' => new Route()], $conflict)('POST', '/orders', self::id()->key, '')[0], $runs]);
         foreach ([500 => fn () => throw new RuntimeException('printer on fire'), 503 => fn () => new Answer(503, 'busy')] as $wanted => $end) {
             $key = self::id()->key;
             $ask = $this->$adapter(['POST /orders' => new Route()], fn () => [$this->insert(91), $end()][1]);

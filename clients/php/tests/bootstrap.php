@@ -2,10 +2,12 @@
 // What the tests share: connections to the database that PG* names, keys that no other test has, and a way to wait.
 
 use Doctrine\DBAL\{Connection, DriverManager};
+use Illuminate\Database\PostgresConnection;
 use IdempotencyPg\{Client, Id};
 use PHPUnit\Framework\TestCase;
 
-foreach (['GuzzleHttp/Psr7', 'Symfony/Component/HttpKernel', 'Doctrine/DBAL'] as $library) require_once "/usr/share/php/$library/autoload.php";
+error_reporting(E_ALL & ~E_DEPRECATED); // Debian's Laravel is older than its PHP
+foreach (['GuzzleHttp/Psr7', 'Symfony/Component/HttpKernel', 'Doctrine/DBAL', 'Illuminate/Database', 'Illuminate/Events', 'Illuminate/Routing'] as $library) require_once "/usr/share/php/$library/autoload.php";
 require_once __DIR__ . '/../service/psr15_interfaces.php';
 foreach (glob(__DIR__ . '/../src/*.php') as $file) require_once $file;
 
@@ -30,6 +32,12 @@ abstract class DatabaseTest extends TestCase {
     protected static function doctrine(): Connection {
         [$user, $name] = self::connect()->query('SELECT current_user, current_database()')->fetch(PDO::FETCH_NUM);
         return DriverManager::getConnection(['driver' => 'pdo_pgsql', 'user' => $user, 'dbname' => $name]);
+    }
+
+    protected static function laravel(): PostgresConnection {
+        $laravel = new PostgresConnection(fn () => self::connect());
+        $laravel->setReconnector(fn () => $laravel->setPdo(self::connect()));
+        return $laravel;
     }
 
     protected static function id(string $operation = 'POST /orders'): Id {
