@@ -1,9 +1,24 @@
 """The service under test, a process group of its own: started, killed by SIGKILL, started again."""
 
+import glob
 import os
 import signal
 import subprocess
 import threading
+import time
+
+
+def group_is_alive(group):
+    """Whether a process of it still has files open. One that has ended, and that nobody has asked for its status, has none."""
+    for path in glob.glob('/proc/[0-9]*/stat'):
+        try:
+            with open(path, encoding='utf-8', errors='replace') as file:
+                state, _, its_group = file.read().rpartition(')')[2].split()[:3]
+        except OSError:  # it is gone
+            continue
+        if int(its_group) == group and state not in 'ZX':
+            return True
+    return False
 
 
 class Service:
@@ -43,4 +58,6 @@ class Service:
         except ProcessLookupError:
             pass
         self.process.wait()
+        while group_is_alive(self.process.pid):  # where it is several processes, the first one may be gone before the others
+            time.sleep(0.01)
         self.process = None
