@@ -105,7 +105,7 @@ is_available() { [ -n "$(apt-cache madison "$1" 2>/dev/null)" ]; }
 # use servers of their own.
 install_packages()
 {
-	local package missing=()
+	local package missing=() log
 
 	for package in "$@"; do
 		is_installed "$package" || missing+=("$package")
@@ -114,6 +114,7 @@ install_packages()
 
 	say "Installing ${missing[*]}"
 	refresh_package_list
+	log=$(mktemp)
 	# shellcheck disable=SC2016  # expanded by the shell that runs as root
 	as_root env DEBIAN_FRONTEND=noninteractive bash -c '
 		set -euo pipefail
@@ -132,10 +133,12 @@ install_packages()
 		echo "create_main_cluster = false" >"$cluster"
 		apt-get -qq -y -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 \
 			install --no-install-recommends "$@"
-	' install "${missing[@]}" >"$work/install.log" 2>&1 || {
-		tail -n 20 "$work/install.log" >&2
+	' install "${missing[@]}" >"$log" 2>&1 || {
+		tail -n 20 "$log" >&2
+		rm -f "$log"
 		die "could not install the packages; the lines above say why"
 	}
+	rm -f "$log"
 }
 
 # Is it the distribution's PostgreSQL, rather than one built by hand?

@@ -110,7 +110,7 @@ final class Shop {
         [$status, $answer] = $this->ask($attempt, '/charges',
             [CURLOPT_POSTFIELDS => $order, CURLOPT_HTTPHEADER => ['Content-Type: application/json'], CURLOPT_TIMEOUT => (int) getenv('NETWORK_TIMEOUT')]);
         if ($status === 402) return new Answer(402, ['declined' => true]);
-        if ($status !== 200) throw new Exception("the network answered $status");
+        if ($status !== 200) throw new Exception("the network answered $status: $answer");
         $charge = json_decode($answer, true)['charge'];
         try {
             $this->ask($attempt, "/after?key=$attempt->effectKey");
