@@ -50,13 +50,10 @@ public record Answer(int status, List<Header> headers, byte[] body, Database.Wor
     }
     /** And what was recorded, by whatever language. */
     static Answer recorded(Connection db, ResultSet row) throws SQLException {
+        String json = row.getString("response_headers"), text = Objects.requireNonNullElse(row.getString("response_body"), "");
+        List<Header> headers = json == null ? List.of()
+            : Idempotency.query(db, HEADERS, pair -> new Header(pair.getString(1), pair.getString(2)), json);
         byte[] bytes = row.getBytes("response_bytes");
-        String text = Objects.requireNonNullElse(row.getString("response_body"), "");
-        List<Header> headers = new ArrayList<>();
-        if (row.getString("response_headers") != null) try (PreparedStatement statement = db.prepareStatement(HEADERS)) {
-            statement.setString(1, row.getString("response_headers"));
-            for (ResultSet pair = statement.executeQuery(); pair.next();) headers.add(new Header(pair.getString(1), pair.getString(2)));
-        }
         return new Answer(Math.max(200, row.getInt("response_status")), headers, bytes != null ? bytes : text.getBytes(UTF_8), null);
     }
 }

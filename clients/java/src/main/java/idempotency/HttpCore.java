@@ -9,7 +9,6 @@ import java.util.*;
 import java.util.concurrent.Callable;
 import java.util.function.*;
 import java.util.regex.*;
-import java.util.stream.Stream;
 
 /**
  * The header Idempotency-Key (draft-ietf-httpapi-idempotency-key-header-07) for any framework; R is its request. An adapter says what was
@@ -44,22 +43,10 @@ public abstract class HttpCore<R> {
         "(?:" + STRING + "|(" + TOKEN + "))(?:; *[a-z*][a-z0-9_.*-]*(?:=(?:" + STRING + "|" + TOKEN + "))?)*+");
     private static final DateTimeFormatter HTTP_DATE =
         DateTimeFormatter.ofPattern("EEE, dd MMM yyyy HH:mm:ss 'GMT'", Locale.US).withZone(ZoneOffset.UTC);
+    private static final Pattern PARAMETER = Pattern.compile("\\{(\\w+)\\}");
+
+    private record Route<R>(String operation, Pattern path, Leased work, BiFunction<R, byte[], String> state, Option[] options) {}
     private static final ThreadLocal<Connection> CONNECTION = new ThreadLocal<>();
-
-    private record Route<R>(String operation, Leased work, BiFunction<R, byte[], String> state, Option[] options) {
-        /** The path's parameters, or null where this is another route. */
-        Map<String, String> match(String asked) {
-            String[] mine = operation.split("/", -1), its = asked.split("/", -1);
-            Map<String, String> params = new HashMap<>();
-            for (int i = 0; i < mine.length; i++) {
-                boolean variable = mine[i].startsWith("{");
-                if (mine.length != its.length || (variable ? its[i].isEmpty() : !its[i].equals(mine[i]))) return null;
-                if (variable) params.put(mine[i].substring(1, mine[i].length() - 1), its[i]);
-            }
-            return params;
-        }
-    }
-
     private final Database db;
     private final Settings<R> settings;
     private final List<Route<R>> routes = new ArrayList<>();
@@ -70,7 +57,8 @@ public abstract class HttpCore<R> {
     public void once(String operation, Option... options) { leased(operation, null, null, options); }
     /** As work that leaves the database. State is the JSON that it needs, made of the request and its body; or throws a Refusal. */
     public void leased(String operation, Leased work, BiFunction<R, byte[], String> state, Option... options) {
-        routes.add(new Route<>(operation, work, state, options));
+        String path = "\\Q" + PARAMETER.matcher(operation).replaceAll("\\\\E([^/]+)\\\\Q") + "\\E";
+        routes.add(new Route<>(operation, Pattern.compile(path), work, state, options));
     }
 
     /** Of the claim's transaction: what a handler writes by it is committed with its answer. */
@@ -88,7 +76,7 @@ public abstract class HttpCore<R> {
 
     /** Null where the request is not to be touched. Asked is as "POST /orders/7/refunds". */
     protected Answer answer(R request, String asked, List<String> lines, Callable<InputStream> input, Handler handler) throws Exception {
-        Route<R> route = routes.stream().filter(r -> r.match(asked) != null).findFirst().orElse(null);
+        Route<R> route = routes.stream().filter(r -> r.path.matcher(asked).matches()).findFirst().orElse(null);
         if (route == null || !settings.required && lines.isEmpty()) return null;
         String scope = Objects.requireNonNull(settings.scope.apply(request), "scope gave nothing: authenticate before");
         String key = parseKey(lines);
@@ -96,11 +84,14 @@ public abstract class HttpCore<R> {
         byte[] body = input.call().readNBytes(settings.maxBody + 1);
         if (body.length > settings.maxBody) return Answer.of(413, "text/plain", "too large");
         Id id = new Id(scope, route.operation, key);
-        Request compared = new Request(body, route.match(asked));
+        Map<String, String> params = new HashMap<>();
+        Matcher names = PARAMETER.matcher(route.operation), values = route.path.matcher(asked);
+        for (int n = 1; values.matches() && names.find(); n++) params.put(names.group(1), values.group(n));
+        Request compared = new Request(body, params);
         try {
             if (route.work != null) {
-                Stream<Option> state = Stream.of(Arg.STATE.of(route.state.apply(request, body)));
-                return answerTo(route.work.run(id, compared, Stream.concat(state, Stream.of(route.options)).toArray(Option[]::new)));
+                Option state = Arg.STATE.of(route.state.apply(request, body));
+                return answerTo(route.work.run(id, compared, Option.join(route.options, state)));
             }
             return db.transaction(connection -> {
                 Claim claim = db.capped(route.options, allowed -> Idempotency.claim(connection, id, compared, allowed));
@@ -113,13 +104,11 @@ public abstract class HttpCore<R> {
                 } finally { CONNECTION.remove(); }
             });
         } catch (Exception e) {
-            for (Throwable t = e; t != null; t = t.getCause()) if (t instanceof Refusal refusal) return refusal.answer;
+            for (Refusal refusal : Kind.causes(e, Refusal.class).toList()) return refusal.answer;
             return switch (Kind.of(e)) {
                 case RETRY, UNAVAILABLE -> problem("unavailable", 0);
                 case WAIT_TIMEOUT, STALE_CLAIM -> problem("in-progress", 0);
-                case HELD -> problem("held", 0);
-                case REDACTED -> problem("redacted", 0);
-                case TOO_LARGE -> problem("too-large", 0);
+                case HELD, REDACTED, TOO_LARGE -> problem(Kind.of(e).name().toLowerCase(Locale.ROOT).replace('_', '-'), 0);
                 default -> throw e; // the framework's, as if this were not here
             };
         }

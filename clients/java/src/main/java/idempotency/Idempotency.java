@@ -1,6 +1,7 @@
 package idempotency;
 
-import java.nio.charset.StandardCharsets;
+import static java.nio.charset.StandardCharsets.UTF_8;
+
 import java.sql.*;
 import java.time.OffsetDateTime;
 import java.util.*;
@@ -15,7 +16,7 @@ public final class Idempotency {
     public record Request(byte[] body, Map<String, String> params) {
         public static final Request NOT_COMPARED = new Request(new byte[0], Map.of());
         public Request { Objects.requireNonNull(body, "no request: say NOT_COMPARED if that is meant"); }
-        public static Request of(String text) { return new Request(text.getBytes(StandardCharsets.UTF_8), Map.of()); }
+        public static Request of(String text) { return new Request(text.getBytes(UTF_8), Map.of()); }
     }
 
     /** What became of a claim. Go on only after Claimed. Failed is of Leased alone: nothing happened, and the next attempt does it. */
@@ -26,15 +27,12 @@ public final class Idempotency {
     public record Mismatch() implements Claim {}
     public record Held(String lastError) implements Claim {}
     public record Failed(String lastError) implements Claim {}
-
     /** What lookup knows of a key: for a person or a screen, and no permission to do the work. */
     public record Known(String status, Long token, int attempt, String recoveryPoint, String state, String lastError, String note,
                         OffsetDateTime lockedUntil, Answer answer) {}
 
-    /**
-     * Named arguments, as in LEASE.of("2 min"). A value is what PostgreSQL reads as the type from its toString(): a Duration is an interval,
-     * JSON is its text. Sent as text and cast, it means the same with every stringtype, prepared, unprepared and pooled.
-     */
+    // A value is sent as its toString() and cast, so that it means the same with every stringtype, prepared, unprepared and pooled.
+    /** Named arguments, as in LEASE.of("2 min"), or a Duration; STATE.of(json). */
     public enum Arg {
         SCOPE("text"), OPERATION("text"), KEY("text"), COMMAND("text"), ERROR("text"), REASON("text"), NOTE("text"), WAIT_FOR("text"),
         RECOVERY_POINT("text"), STEP("text"), RESPONSE_BODY("text"), RESPONSE_BYTES("bytea"), RESPONSE_STATUS("int"), MAX_ROWS("int"),
@@ -45,12 +43,14 @@ public final class Idempotency {
         public Option of(Object value) { return new Option(name().toLowerCase(Locale.ROOT), "?::" + type, Objects.requireNonNull(value, name())); }
     }
     /** An argument that is given. What is not is not named: the server's defaults hold, and no driver guesses the type of a NULL. */
-    public record Option(String name, String sql, Object... values) {}
+    public record Option(String name, String sql, Object... values) {
+        static Option[] join(Option[] some, Option... more) { return Stream.of(some, more).flatMap(Stream::of).toArray(Option[]::new); }
+    }
 
     /** The calls that return one value, as in HOLD.on(db, id, REASON.of("no answer"), TOKEN.of(token)). */
     public record Call<T>(String name, Class<T> result) {
         public T on(Connection db, Id id, Option... options) throws SQLException {
-            return rows(db, "*", name, list(id, options), row -> row.getObject(1, result)).get(0);
+            return rows(db, "*", name, id, options, row -> row.getObject(1, result)).get(0);
         }
     }
     public static final Call<Boolean> FAIL = new Call<>("fail", Boolean.class), RECORD_FAILURE = new Call<>("record_failure", Boolean.class),
@@ -64,41 +64,40 @@ public final class Idempotency {
         return claiming(db, "claim", id, request, options);
     }
     public static Claim run(Connection db, Id id, Request request, String command, Option... options) throws SQLException {
-        return claiming(db, "run", id, request, options, Arg.COMMAND.of(command));
+        return claiming(db, "run", id, request, Option.join(options, Arg.COMMAND.of(command)));
     }
     public static OffsetDateTime complete(Connection db, Id id, Answer answer, Option... options) throws SQLException {
-        return COMPLETE.on(db, id, Stream.of(answer.recorded(), options).flatMap(Stream::of).toArray(Option[]::new));
+        return COMPLETE.on(db, id, Option.join(options, answer.recorded()));
     }
     public static Optional<Answered> replay(Connection db, Id id) throws SQLException {
-        return rows(db, "*", "replay", list(id), row -> answered(db, row, true)).stream().findFirst();
+        return rows(db, "*", "replay", id, new Option[0], row -> answered(db, row, true)).stream().findFirst();
     }
     public static Optional<Known> lookup(Connection db, Id id) throws SQLException {
-        return rows(db, "*", "lookup", list(id), row -> new Known(row.getString("status"), row.getObject("token", Long.class),
+        return rows(db, "*", "lookup", id, new Option[0], row -> new Known(row.getString("status"), row.getObject("token", Long.class),
             row.getInt("attempt"), row.getString("recovery_point"), row.getString("state"), row.getString("last_error"),
             row.getString("note"), time(row, "locked_until"), Answer.recorded(db, row))).stream().findFirst();
     }
     /** Takes over what others have left behind. */
     public static List<Claimed> claimAbandoned(Connection db, Option... options) throws SQLException {
-        return rows(db, LEASED, "claim_abandoned", List.of(options),
+        return rows(db, LEASED, "claim_abandoned", null, options,
             row -> claimed(new Id(row.getString("scope"), row.getString("operation"), row.getString("key")), row));
     }
 
     // fingerprint_bytes() also takes what jsonb refuses, and of what it takes it is the fingerprint of the parsed request.
-    private static Claim claiming(Connection db, String name, Id id, Request request, Option[] given, Option... own) throws SQLException {
+    private static Claim claiming(Connection db, String name, Id id, Request request, Option... options) throws SQLException {
         String digest = "idempotency.fingerprint_bytes(?::bytea)";
         String[][] params = request.params.entrySet().stream().map(e -> new String[] {e.getKey(), e.getValue()}).toArray(String[][]::new);
-        Option[] compared = request == Request.NOT_COMPARED ? new Option[0]
-            : new Option[] {params.length == 0 ? new Option("fingerprint", digest, request.body) : new Option("request",
-                "jsonb_build_object('params', jsonb_object(?::text[]), 'body', encode(" + digest + ", 'hex'))", params, request.body)};
-        Option[] options = Stream.of(compared, given, own).flatMap(Stream::of).toArray(Option[]::new);
-        return rows(db, LEASED, name, list(id, options), row -> switch (row.getString("outcome")) {
-            case "claimed" -> name.equals("run") ? answered(db, row, false) : claimed(id, row);
-            case "replay" -> answered(db, row, true);
-            case "in_progress" -> new InProgress(row.getLong("retry_after_ms"), row.getString("rival"), time(row, "locked_until"));
-            case "mismatch" -> new Mismatch();
-            case "held" -> new Held(row.getString("last_error"));
-            default -> throw new IllegalStateException("unknown outcome " + row.getString("outcome")); // never go on with it
-        }).get(0);
+        Option compared = params.length == 0 ? new Option("fingerprint", digest, request.body) : new Option("request",
+            "jsonb_build_object('params', jsonb_object(?::text[]), 'body', encode(" + digest + ", 'hex'))", params, request.body);
+        return rows(db, LEASED, name, id, request == Request.NOT_COMPARED ? options : Option.join(options, compared),
+            row -> switch (row.getString("outcome")) {
+                case "claimed" -> name.equals("run") ? answered(db, row, false) : claimed(id, row);
+                case "replay" -> answered(db, row, true);
+                case "in_progress" -> new InProgress(row.getLong("retry_after_ms"), row.getString("rival"), time(row, "locked_until"));
+                case "mismatch" -> new Mismatch();
+                case "held" -> new Held(row.getString("last_error"));
+                default -> throw new IllegalStateException("unknown outcome " + row.getString("outcome")); // never go on with it
+            }).get(0);
     }
 
     private static final String LEASED = "*, (extract(epoch FROM locked_until - clock_timestamp()) * 1000)::bigint AS lease_ms";
@@ -111,18 +110,18 @@ public final class Idempotency {
     }
     private static OffsetDateTime time(ResultSet row, String column) throws SQLException { return row.getObject(column, OffsetDateTime.class); }
 
-    private interface Decode<T> { T from(ResultSet row) throws SQLException; }
-    private static List<Option> list(Id id, Option... options) {
-        return Stream.concat(Stream.of(Arg.SCOPE.of(id.scope), Arg.OPERATION.of(id.operation), Arg.KEY.of(id.key)), Stream.of(options)).toList();
+    interface Decode<T> { T from(ResultSet row) throws SQLException; }
+    private static <T> List<T> rows(Connection db, String columns, String name, Id id, Option[] options, Decode<T> decode) throws SQLException {
+        Option[] all = id == null ? options : Option.join(options, Arg.SCOPE.of(id.scope), Arg.OPERATION.of(id.operation), Arg.KEY.of(id.key));
+        String arguments = Stream.of(all).map(o -> o.name + " => " + o.sql).collect(Collectors.joining(", "));
+        return query(db, "SELECT " + columns + " FROM idempotency." + name + "(" + arguments + ") AS result", decode,
+            Stream.of(all).flatMap(o -> Stream.of(o.values)).toArray());
     }
-    private static <T> List<T> rows(Connection db, String columns, String name, List<Option> options, Decode<T> decode) throws SQLException {
-        String arguments = options.stream().map(o -> o.name + " => " + o.sql).collect(Collectors.joining(", "));
-        try (var statement = db.prepareStatement("SELECT " + columns + " FROM idempotency." + name + "(" + arguments + ") AS result")) {
-            int n = 0;
-            for (Object value : options.stream().flatMap(o -> Stream.of(o.values)).toList()) {
-                if (value instanceof byte[] bytes) statement.setString(++n, "\\x" + HexFormat.of().formatHex(bytes)); // in simple mode, too
-                else if (value instanceof String[][] pairs) statement.setArray(++n, db.createArrayOf("text", pairs));
-                else statement.setString(++n, value.toString());
+    static <T> List<T> query(Connection db, String sql, Decode<T> decode, Object... values) throws SQLException {
+        try (PreparedStatement statement = db.prepareStatement(sql)) {
+            for (int i = 0; i < values.length; i++) {
+                if (values[i] instanceof String[][] pairs) statement.setArray(i + 1, db.createArrayOf("text", pairs));
+                else statement.setString(i + 1, values[i] instanceof byte[] bytes ? "\\x" + HexFormat.of().formatHex(bytes) : values[i].toString());
             }
             List<T> all = new ArrayList<>();
             for (ResultSet row = statement.executeQuery(); row.next();) all.add(decode.from(row));

@@ -29,11 +29,15 @@ public final class IdempotencyFilter extends HttpCore<HttpServletRequest> implem
                 chain.doFilter(new Repeatable(asked, body), captured);
                 return captured.answer(before);
             });
+        } catch (SentError e) {
+            put(real, 200, before);
+            real.sendError(e.status, e.getMessage());
+            return;
         } catch (Exception e) {
             put(real, 200, before);
-            if (!(e instanceof SentError sent)) throw thrown(e);
-            real.sendError(sent.status, sent.getMessage());
-            return;
+            if (e instanceof IOException io) throw io;
+            if (e instanceof RuntimeException fault) throw fault;
+            throw e instanceof ServletException thrown ? thrown : new ServletException(e);
         } finally { asked.removeAttribute(CONNECTION); }
         if (answer == null) {
             chain.doFilter(request, response);
@@ -45,11 +49,6 @@ public final class IdempotencyFilter extends HttpCore<HttpServletRequest> implem
         }
     }
 
-    private static ServletException thrown(Exception e) throws IOException {
-        if (e instanceof IOException io) throw io;
-        if (e instanceof RuntimeException runtime) throw runtime;
-        return e instanceof ServletException servlet ? servlet : new ServletException(e);
-    }
     private static List<Header> headers(HttpServletResponse response) {
         Set<String> names = new TreeSet<>(String.CASE_INSENSITIVE_ORDER);
         names.addAll(response.getHeaderNames());

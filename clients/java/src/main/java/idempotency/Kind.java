@@ -1,7 +1,9 @@
 package idempotency;
 
 import java.sql.SQLException;
-import org.postgresql.util.PSQLException;
+import java.util.*;
+import java.util.stream.Stream;
+import org.postgresql.util.*;
 
 /** What to do about an error, by its SQLSTATE. TOO_LARGE is permanent: never "try again". OTHER is a fault of the program. */
 public enum Kind {
@@ -11,21 +13,20 @@ public enum Kind {
     private final String states;
     Kind(String states) { this.states = states; }
 
-    /** Looks through what frameworks have wrapped. An SQLException without an SQLSTATE is a pool's, which found no connection. */
+    /** Of the error or what it was made of. An SQLException without an SQLSTATE is a pool's, which found no connection. */
     public static Kind of(Throwable error) {
-        for (Throwable t = error; t != null; t = t.getCause()) {
-            if (!(t instanceof SQLException e)) continue;
-            if (e.getSQLState() == null) return UNAVAILABLE;
-            for (Kind kind : values()) if (e.getSQLState().matches(kind.states)) return kind;
-        }
-        return OTHER;
+        return causes(error, SQLException.class).map(e -> e.getSQLState() == null ? UNAVAILABLE
+            : Stream.of(values()).filter(kind -> e.getSQLState().matches(kind.states)).findFirst().orElse(OTHER))
+            .filter(kind -> kind != OTHER).findFirst().orElse(OTHER);
     }
+    boolean in(Kind... kinds) { return List.of(kinds).contains(this); }
 
-    /** Of STALE_CLAIM: taken_over, completed or forgotten. */
-    public static String reason(Throwable error) {
-        for (Throwable t = error; t != null; t = t.getCause()) {
-            if (t instanceof PSQLException e && e.getServerErrorMessage() != null) return e.getServerErrorMessage().getConstraint();
-        }
-        return null;
+    /** Of STALE_CLAIM: taken_over, completed or forgotten; it travels as the name of a constraint. */
+    public static Optional<String> reason(Throwable error) {
+        return causes(error, PSQLException.class).map(PSQLException::getServerErrorMessage).filter(Objects::nonNull)
+            .map(ServerErrorMessage::getConstraint).filter(Objects::nonNull).findFirst();
+    }
+    static <T> Stream<T> causes(Throwable error, Class<T> type) {
+        return Stream.iterate(error, Objects::nonNull, Throwable::getCause).filter(type::isInstance).map(type::cast);
     }
 }

@@ -3,31 +3,25 @@ package idempotency;
 import static idempotency.Idempotency.*;
 import static idempotency.Idempotency.Arg.*;
 
-import java.time.OffsetDateTime;
 import java.util.*;
 import java.util.concurrent.*;
 import java.util.function.*;
-import java.util.stream.Stream;
 
 /**
- * Work that leaves the database: the claim is committed first, with a lease, and what became of the work is recorded afterwards.
- *
+ * Work that leaves the database: the claim is committed first, with a lease ("2 min"), and what became of the work is recorded afterwards.
  * The effect says by its end what is known. An Answer, a refusal such as 402 as well, is recorded in one transaction with what its book
  * writes. NothingHappened lets the next attempt do it. Whatever else is thrown means that nobody knows, and the key is held for a person.
- * Step names the effect where an operation has several; lease is an interval of PostgreSQL, "2 min".
  */
 public record Leased(Database db, String step, String lease, Effect effect) {
     public interface Effect { Answer of(Job job) throws Exception; }
     /** The effect key is for the outside party: the same in every attempt. */
     public record Job(Claimed claim, String effectKey) {}
-    public static final class NothingHappened extends Exception {
-        public NothingHappened(String message) { super(message); }
-    }
+    public static final class NothingHappened extends Exception { public NothingHappened(String message) { super(message); } }
 
     /** Claims and does the work: Answered by it, or why not. */
     public Claim run(Id id, Request request, Option... options) throws Exception {
         // If the answer to the claim is lost, the same claim_id gets the same token.
-        Option[] all = Stream.concat(Stream.of(LEASE.of(lease), CLAIM_ID.of(UUID.randomUUID())), Stream.of(options)).toArray(Option[]::new);
+        Option[] all = Option.join(options, LEASE.of(lease), CLAIM_ID.of(UUID.randomUUID()));
         Claim claim = db.capped(all, allowed -> db.despiteLoss(c -> claim(c, id, request, allowed)));
         return claim instanceof Claimed mine ? finish(mine) : claim;
     }
@@ -51,17 +45,16 @@ public record Leased(Database db, String step, String lease, Effect effect) {
         Answer answer;
         try { answer = beating(job, token); } catch (ExecutionException e) { return settle(id, token, e.getCause()); }
         try {
-            OffsetDateTime expiresAt = db.despiteLoss(c -> {
-                OffsetDateTime until = complete(c, id, answer, token, REFUSE_REPEAT.of(true));
-                if (answer.book() != null) answer.book().in(c); // after what refuses the repeat, which a unique key would refuse, too
-                return until;
+            return db.despiteLoss(c -> {
+                Answered done = new Answered(answer, complete(c, id, answer, token, REFUSE_REPEAT.of(true)), false);
+                if (answer.book() != null) answer.book().in(c); // after what refuses the repeat, lest a unique key does, with another error
+                return done;
             });
-            return new Answered(answer, expiresAt, false);
         } catch (Exception e) {
             // The answer to COMMIT was lost, or a person was faster: what is recorded is what counts.
-            if ("completed".equals(Kind.reason(e))) return db.despiteLoss(c -> replay(c, id)).orElseThrow(() -> e);
+            if (Kind.reason(e).filter("completed"::equals).isPresent()) return db.despiteLoss(c -> replay(c, id)).orElseThrow(() -> e);
             // It was done and cannot be recorded. Nobody may do it once more because the lease ends.
-            if (!Set.of(Kind.UNAVAILABLE, Kind.STALE_CLAIM).contains(Kind.of(e))) settle(id, token, e);
+            if (!Kind.of(e).in(Kind.UNAVAILABLE, Kind.STALE_CLAIM)) settle(id, token, e);
             throw e;
         }
     }
@@ -73,7 +66,7 @@ public record Leased(Database db, String step, String lease, Effect effect) {
         while (true) {
             try { return work.get(Math.max(1, job.claim.leaseMs() / 3), TimeUnit.MILLISECONDS); } catch (TimeoutException beat) { /* now */ }
             try { db.transaction(c -> EXTEND.on(c, job.claim.id(), token)); } catch (Exception e) {
-                if (Set.of(Kind.UNAVAILABLE, Kind.RETRY).contains(Kind.of(e)) || work.isDone()) continue; // at the next beat, then
+                if (Kind.of(e).in(Kind.UNAVAILABLE, Kind.RETRY) || work.isDone()) continue; // at the next beat, then
                 work.cancel(true);
                 throw e; // not the owner any more: there is nothing to record
             }
@@ -88,7 +81,7 @@ public record Leased(Database db, String step, String lease, Effect effect) {
             db.despiteLoss(c -> nothing ? FAIL.on(c, id, ERROR.of(said), token) : HOLD.on(c, id, REASON.of(said), token));
         } catch (Exception e) {
             // What a repeat finds settled was settled by the call whose answer was lost, or is somebody else's by now.
-            if (!Set.of(Kind.STALE_CLAIM, Kind.NOT_CLAIMED, Kind.HELD).contains(Kind.of(e))) throw e;
+            if (!Kind.of(e).in(Kind.STALE_CLAIM, Kind.NOT_CLAIMED, Kind.HELD)) throw e;
         }
         return nothing ? new Failed(said) : new Held(said);
     }
