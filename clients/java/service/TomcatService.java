@@ -54,8 +54,7 @@ final class TomcatService {
         connector.setProperty("maxThreads", "100");
         tomcat.setConnector(connector);
         Context context = tomcat.addContext("", null);
-        Tomcat.addServlet(context, "shop", new ShopServlet());
-        context.addServletMappingDecoded("/*", "shop");
+        Tomcat.addServlet(context, "shop", new ShopServlet()).addMapping("/*");
         var settings = new HttpCore.Settings<HttpServletRequest>(request -> "shop:" + user(request));
         IdempotencyFilter once = new IdempotencyFilter(Shop.DB, settings);
         Shop.routes(once, TomcatService::user);

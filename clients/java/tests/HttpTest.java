@@ -15,6 +15,7 @@ import java.util.*;
 import java.util.concurrent.*;
 import java.util.stream.*;
 import org.apache.catalina.Context;
+import org.apache.catalina.Wrapper;
 import org.apache.catalina.startup.Tomcat;
 import org.apache.tomcat.util.descriptor.web.*;
 
@@ -198,15 +199,16 @@ final class HttpTest extends ClientTest {
         tomcat.setSilent(true);
         java.util.logging.LogManager.getLogManager().reset(); // the faults are meant
         Context context = tomcat.addContext("/app", null);
-        Tomcat.addServlet(context, "shop", new HttpServlet() {
+        Wrapper shop = Tomcat.addServlet(context, "shop", new HttpServlet() {
             @Override protected void service(HttpServletRequest request, HttpServletResponse response) throws IOException, ServletException {
                 try {
                     if (request.getMethod().equals("POST")) serve(request, response);
                     else response.getWriter().print("touched by nobody");
                 } catch (IOException | ServletException | RuntimeException e) { throw e; } catch (Exception e) { throw new ServletException(e); }
             }
-        }).setAsyncSupported(true);
-        context.addServletMappingDecoded("/*", "shop");
+        });
+        shop.setAsyncSupported(true);
+        shop.addMapping("/*");
         filter(context, "security", (request, response, chain) -> {
             ((HttpServletResponse) response).setHeader("X-Frame-Options", "DENY");
             chain.doFilter(request, response);

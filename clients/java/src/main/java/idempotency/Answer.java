@@ -6,6 +6,7 @@ import idempotency.Idempotency.*;
 import java.sql.*;
 import java.util.*;
 import java.util.regex.Pattern;
+import java.util.stream.Stream;
 
 /** What was answered, or is to be: headers in order, and `book`, which writes in the transaction that records it, or null. */
 public record Answer(int status, List<Header> headers, byte[] body, Database.Work<?> book) {
@@ -27,9 +28,7 @@ public record Answer(int status, List<Header> headers, byte[] body, Database.Wor
     }
     public static Answer json(int status, String json) { return of(status, "application/json", json); }
     public Answer with(String name, String value) {
-        List<Header> more = new ArrayList<>(headers);
-        more.add(new Header(name, value));
-        return new Answer(status, more, body, book);
+        return new Answer(status, Stream.concat(headers.stream(), Stream.of(new Header(name, value))).toList(), body, book);
     }
     public Answer booking(Database.Work<?> book) { return new Answer(status, headers, body, book); }
     public String text() { return new String(body, UTF_8); }

@@ -44,9 +44,8 @@ public abstract class HttpCore<R> {
     private static final DateTimeFormatter HTTP_DATE =
         DateTimeFormatter.ofPattern("EEE, dd MMM yyyy HH:mm:ss 'GMT'", Locale.US).withZone(ZoneOffset.UTC);
     private static final Pattern PARAMETER = Pattern.compile("\\{(\\w+)\\}");
-
-    private record Route<R>(String operation, Pattern path, Leased work, BiFunction<R, byte[], String> state, Option[] options) {}
     private static final ThreadLocal<Connection> CONNECTION = new ThreadLocal<>();
+    private record Route<R>(String operation, Pattern path, Leased work, BiFunction<R, byte[], String> state, Option[] options) {}
     private final Database db;
     private final Settings<R> settings;
     private final List<Route<R>> routes = new ArrayList<>();

@@ -39,14 +39,11 @@ public final class IdempotencyFilter extends HttpCore<HttpServletRequest> implem
             if (e instanceof RuntimeException fault) throw fault;
             throw e instanceof ServletException thrown ? thrown : new ServletException(e);
         } finally { asked.removeAttribute(CONNECTION); }
-        if (answer == null) {
-            chain.doFilter(request, response);
-        } else {
-            put(real, answer.status(), before);
-            answer.headers().forEach(header -> real.addHeader(header.name(), header.value()));
-            real.setContentLength(answer.body().length);
-            real.getOutputStream().write(answer.body());
-        }
+        if (answer == null) { chain.doFilter(request, response); return; }
+        put(real, answer.status(), before);
+        answer.headers().forEach(header -> real.addHeader(header.name(), header.value()));
+        real.setContentLength(answer.body().length);
+        real.getOutputStream().write(answer.body());
     }
 
     private static List<Header> headers(HttpServletResponse response) {
