@@ -286,7 +286,7 @@ class ClientTest {
 
         Map<String, Leased.Effect> unknown = Map.of("time-out", job -> { throw new java.net.SocketTimeoutException("time-out"); },
             "Error", job -> { throw new NoClassDefFoundError("Error"); }, "no answer", job -> null,
-            "NUL", job -> { throw new Exception("NUL \0" + "x".repeat(100000)); });
+            "NUL", job -> { throw new Exception("NUL \0" + "x".repeat(5 << 20)); });
         for (var work : unknown.entrySet()) {
             Id mine = fresh();
             expect(leased(mine, "1 min", work.getValue()) instanceof Held held && held.lastError().contains(work.getKey()), work.getKey());
