@@ -18,8 +18,8 @@ public record Answer(int status, List<Header> headers, byte[] body, Database.Wor
     private static final Pattern TEXTUAL = Pattern.compile("(?i)^text/|[/+](json|xml)\\b");
     // An array of pairs, or an object whose values may be arrays: others may have recorded it.
     private static final String HEADERS = """
-        SELECT pair->>0, value #>> '{}' FROM (SELECT ?::jsonb) AS recorded(headers), jsonb_array_elements(CASE jsonb_typeof(headers) WHEN 'array'
-            THEN headers ELSE (SELECT jsonb_agg(jsonb_build_array(key, value)) FROM jsonb_each(headers)) END) WITH ORDINALITY AS pairs(pair, n),
+        SELECT pair->>0, value #>> '{}' FROM (SELECT ?::jsonb) AS recorded(h), jsonb_array_elements(CASE jsonb_typeof(h) WHEN 'array'
+            THEN h ELSE (SELECT jsonb_agg(jsonb_build_array(key, value)) FROM jsonb_each(h)) END) WITH ORDINALITY AS pairs(pair, n),
           jsonb_array_elements(CASE jsonb_typeof(pair->1) WHEN 'array' THEN pair->1 ELSE jsonb_build_array(pair->1) END)
             WITH ORDINALITY AS them(value, m) ORDER BY n, m""";
 

@@ -29,7 +29,8 @@ public final class Database {
                 try {
                     T result = work.in(db);
                     // Where an error was swallowed, COMMIT would succeed and roll back. Any statement says so, and has it as its cause.
-                    if (db.unwrap(BaseConnection.class).getTransactionState() == TransactionState.FAILED) db.createStatement().execute("SELECT");
+                    boolean failed = db.unwrap(BaseConnection.class).getTransactionState() == TransactionState.FAILED;
+                    if (failed) db.createStatement().execute("SELECT");
                     db.commit();
                     db.setAutoCommit(before);
                     return result;

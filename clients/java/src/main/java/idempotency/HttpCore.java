@@ -15,7 +15,7 @@ import java.util.regex.*;
  * asked and how its handler is run, and sends the answer that it gets: after COMMIT, so that no client is told what was undone.
  */
 public abstract class HttpCore<R> {
-    /** The account that was authenticated; the page that problems point to; whether a key is needed; whether Idempotency-Key-Expires is sent. */
+    /** The account that was authenticated; the page that problems point to; is a key needed; is Idempotency-Key-Expires sent. */
     public record Settings<R>(Function<R, String> scope, String documentation, boolean required, boolean lifetimeHeader, int maxBody) {
         public Settings(Function<R, String> scope) { this(scope, "https://developer.example.com/idempotency", true, false, 8 << 20); }
     }
@@ -28,13 +28,13 @@ public abstract class HttpCore<R> {
     // The draft has the first three titles. Who gets a Retry-After may send the same request again; nobody else is invited to.
     private record Problem(int status, String title, String detail) {}
     private static final Map<String, Problem> PROBLEMS = Map.of(
-        "missing", new Problem(400, "Idempotency-Key is missing", "This operation needs the header Idempotency-Key: one key for each intent."),
-        "mismatch", new Problem(422, "Idempotency-Key is already used", "The key was used for another request, which may have taken effect."),
+        "missing", new Problem(400, "Idempotency-Key is missing", "This operation needs the header: one key for each intent."),
+        "mismatch", new Problem(422, "Idempotency-Key is already used", "It was used for another request, which may have taken effect."),
         "in-progress", new Problem(409, "A request is outstanding for this Idempotency-Key", "A request with this key is being processed."),
-        "malformed", new Problem(400, "Idempotency-Key is malformed", "It is one string of 1 to 255 printable ASCII characters, quoted or not."),
-        "held", new Problem(409, "The outcome for this Idempotency-Key is unknown", "Whether the first request took effect is being looked into."),
+        "malformed", new Problem(400, "Idempotency-Key is malformed", "It is one string of 1 to 255 printable ASCII characters."),
+        "held", new Problem(409, "The outcome for this Idempotency-Key is unknown", "Whether the request took effect is looked into."),
         "redacted", new Problem(410, "The answer for this Idempotency-Key is gone", "The request was done, and its answer was removed."),
-        "too-large", new Problem(500, "The answer for this Idempotency-Key is too large", "It cannot be recorded, and a repeat would fail again."),
+        "too-large", new Problem(500, "The answer for this Idempotency-Key is too large", "It cannot be recorded, nor could a repeat."),
         "unavailable", new Problem(503, "Idempotency-Key cannot be checked now", "Send the same request with the same key again later."));
 
     // RFC 8941: a string with its escapes, or a token, as many clients send it. Parameters are read over.
@@ -61,7 +61,7 @@ public abstract class HttpCore<R> {
     }
 
     /** Of the claim's transaction: what a handler writes by it is committed with its answer. */
-    public static Connection connection() { return Objects.requireNonNull(CONNECTION.get(), "this is no handler of a route that is done once"); }
+    public static Connection connection() { return Objects.requireNonNull(CONNECTION.get(), "no handler of a route that is done once"); }
 
     /** The key of the header's lines, "k" and k alike; null where they are no key. */
     public static String parseKey(List<String> lines) {
@@ -115,7 +115,8 @@ public abstract class HttpCore<R> {
 
     private Answer answerTo(Claim claim) {
         if (claim instanceof InProgress rival) return problem("in-progress", rival.retryAfterMs());
-        if (!(claim instanceof Answered it)) return problem(claim instanceof Mismatch ? "mismatch" : claim instanceof Held ? "held" : "unavailable", 0);
+        if (claim instanceof Mismatch) return problem("mismatch", 0);
+        if (!(claim instanceof Answered it)) return problem(claim instanceof Held ? "held" : "unavailable", 0); // or Failed
         Answer answer = it.replayed() ? it.answer().with("Idempotent-Replayed", "true") : it.answer();
         return settings.lifetimeHeader ? answer.with("Idempotency-Key-Expires", HTTP_DATE.format(it.expiresAt())) : answer;
     }

@@ -7,7 +7,7 @@ import java.time.OffsetDateTime;
 import java.util.*;
 import java.util.stream.*;
 
-/** The calls of the extension on a Connection, with typed outcomes. In autocommit each is a transaction of its own: that suits leases only. */
+/** The extension's calls on a Connection, with typed outcomes. In autocommit each is a transaction of its own: for leases only. */
 public final class Idempotency {
     /** A piece of work. The scope is nothing that the client can choose. */
     public record Id(String scope, String operation, String key) {}
@@ -21,7 +21,8 @@ public final class Idempotency {
 
     /** What became of a claim. Go on only after Claimed. Failed is of Leased alone: nothing happened, and the next attempt does it. */
     public sealed interface Claim {}
-    public record Claimed(Id id, long token, int attempt, String recoveryPoint, String state, String lastError, long leaseMs) implements Claim {}
+    public record Claimed(Id id, long token, int attempt, String recoveryPoint, String state, String lastError, long leaseMs)
+        implements Claim {}
     public record Answered(Answer answer, OffsetDateTime expiresAt, boolean replayed) implements Claim {}
     public record InProgress(long retryAfterMs, String rival, OffsetDateTime lockedUntil) implements Claim {}
     public record Mismatch() implements Claim {}
@@ -40,7 +41,9 @@ public final class Idempotency {
         CLAIM_ID("uuid"), HOLD_IF_ABANDONED("boolean"), REFUSE_REPEAT("boolean");
         private final String type;
         Arg(String type) { this.type = type; }
-        public Option of(Object value) { return new Option(name().toLowerCase(Locale.ROOT), "?::" + type, Objects.requireNonNull(value, name())); }
+        public Option of(Object value) {
+            return new Option(name().toLowerCase(Locale.ROOT), "?::" + type, Objects.requireNonNull(value, name()));
+        }
     }
     /** An argument that is given. What is not is not named: the server's defaults hold, and no driver guesses the type of a NULL. */
     public record Option(String name, String sql, Object... values) {
@@ -53,8 +56,8 @@ public final class Idempotency {
             return rows(db, "*", name, id, options, row -> row.getObject(1, result)).get(0);
         }
     }
-    public static final Call<Boolean> FAIL = new Call<>("fail", Boolean.class), RECORD_FAILURE = new Call<>("record_failure", Boolean.class),
-        RELEASE = new Call<>("release", Boolean.class), ONCE = new Call<>("once", Boolean.class);
+    public static final Call<Boolean> FAIL = new Call<>("fail", Boolean.class), RELEASE = new Call<>("release", Boolean.class),
+        RECORD_FAILURE = new Call<>("record_failure", Boolean.class), ONCE = new Call<>("once", Boolean.class);
     public static final Call<OffsetDateTime> COMPLETE = new Call<>("complete", OffsetDateTime.class),
         EXTEND = new Call<>("extend", OffsetDateTime.class), CHECKPOINT = new Call<>("checkpoint", OffsetDateTime.class);
     public static final Call<Long> HOLD = new Call<>("hold", Long.class);
@@ -108,20 +111,21 @@ public final class Idempotency {
     private static Answered answered(Connection db, ResultSet row, boolean replayed) throws SQLException {
         return new Answered(Answer.recorded(db, row), time(row, "expires_at"), replayed);
     }
-    private static OffsetDateTime time(ResultSet row, String column) throws SQLException { return row.getObject(column, OffsetDateTime.class); }
+    private static OffsetDateTime time(ResultSet row, String name) throws SQLException { return row.getObject(name, OffsetDateTime.class); }
 
     interface Decode<T> { T from(ResultSet row) throws SQLException; }
-    private static <T> List<T> rows(Connection db, String columns, String name, Id id, Option[] options, Decode<T> decode) throws SQLException {
-        Option[] all = id == null ? options : Option.join(options, Arg.SCOPE.of(id.scope), Arg.OPERATION.of(id.operation), Arg.KEY.of(id.key));
+    private static <T> List<T> rows(Connection db, String columns, String name, Id id, Option[] given, Decode<T> row) throws SQLException {
+        Option[] all = id == null ? given : Option.join(given, Arg.SCOPE.of(id.scope), Arg.OPERATION.of(id.operation), Arg.KEY.of(id.key));
         String arguments = Stream.of(all).map(o -> o.name + " => " + o.sql).collect(Collectors.joining(", "));
-        return query(db, "SELECT " + columns + " FROM idempotency." + name + "(" + arguments + ") AS result", decode,
+        return query(db, "SELECT " + columns + " FROM idempotency." + name + "(" + arguments + ") AS result", row,
             Stream.of(all).flatMap(o -> Stream.of(o.values)).toArray());
     }
     static <T> List<T> query(Connection db, String sql, Decode<T> decode, Object... values) throws SQLException {
         try (PreparedStatement statement = db.prepareStatement(sql)) {
             for (int i = 0; i < values.length; i++) {
                 if (values[i] instanceof String[][] pairs) statement.setArray(i + 1, db.createArrayOf("text", pairs));
-                else statement.setString(i + 1, values[i] instanceof byte[] bytes ? "\\x" + HexFormat.of().formatHex(bytes) : values[i].toString());
+                else if (values[i] instanceof byte[] bytes) statement.setString(i + 1, "\\x" + HexFormat.of().formatHex(bytes));
+                else statement.setString(i + 1, values[i].toString());
             }
             List<T> all = new ArrayList<>();
             for (ResultSet row = statement.executeQuery(); row.next();) all.add(decode.from(row));

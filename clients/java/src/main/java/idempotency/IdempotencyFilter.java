@@ -15,7 +15,8 @@ public final class IdempotencyFilter extends HttpCore<HttpServletRequest> implem
 
     public IdempotencyFilter(Database db, Settings<HttpServletRequest> settings) { super(db, settings); }
 
-    @Override public void doFilter(ServletRequest request, ServletResponse response, FilterChain chain) throws IOException, ServletException {
+    @Override public void doFilter(ServletRequest request, ServletResponse response, FilterChain chain)
+            throws IOException, ServletException {
         HttpServletRequest asked = (HttpServletRequest) request;
         HttpServletResponse real = (HttpServletResponse) response;
         String operation = asked.getMethod() + " " + asked.getServletPath() + Objects.requireNonNullElse(asked.getPathInfo(), "");
@@ -51,7 +52,8 @@ public final class IdempotencyFilter extends HttpCore<HttpServletRequest> implem
         names.addAll(response.getHeaderNames());
         List<Header> all = new ArrayList<>();
         for (String name : names) for (String value : response.getHeaders(name)) all.add(new Header(name, value));
-        if (response.getContentType() != null && !names.contains("Content-Type")) all.add(new Header("Content-Type", response.getContentType()));
+        String type = names.contains("Content-Type") ? null : response.getContentType(); // Tomcat does not count it
+        if (type != null) all.add(new Header("Content-Type", type));
         return all;
     }
     private static void put(HttpServletResponse response, int status, List<Header> headers) {

@@ -12,7 +12,7 @@ public final class IdempotencyHandler extends HttpCore<HttpExchange> implements 
     public interface Answering { Answer answer(HttpExchange exchange, byte[] body) throws Exception; }
     private final Answering handler;
 
-    public IdempotencyHandler(Database db, Settings<HttpExchange> settings, Answering handler) { super(db, settings); this.handler = handler; }
+    public IdempotencyHandler(Database db, Settings<HttpExchange> its, Answering handler) { super(db, its); this.handler = handler; }
 
     @Override public void handle(HttpExchange exchange) throws IOException {
         String asked = exchange.getRequestMethod() + " " + exchange.getRequestURI().getPath();

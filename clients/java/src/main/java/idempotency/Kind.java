@@ -8,7 +8,8 @@ import org.postgresql.util.*;
 /** What to do about an error, by its SQLSTATE. TOO_LARGE is permanent: never "try again". OTHER is a fault of the program. */
 public enum Kind {
     STALE_CLAIM("IK001"), NOT_CLAIMED("IK002"), OTHER_COMPLETION("IK003"), LEFT_OPEN("IK004"), HELD("IK005"), REDACTED("IK006"),
-    RETRY("40001|40P01"), WAIT_TIMEOUT("55P03"), TOO_LARGE("54000"), BAD_REQUEST("22..."), UNAVAILABLE("08...|57P0[123]|53300|25006"), OTHER("");
+    RETRY("40001|40P01"), WAIT_TIMEOUT("55P03"), TOO_LARGE("54000"), BAD_REQUEST("22..."), OTHER(""),
+    UNAVAILABLE("08...|57P0[123]|53300|25006");
 
     private final String states;
     Kind(String states) { this.states = states; }

@@ -64,7 +64,7 @@ public record Leased(Database db, String step, String lease, Effect effect) {
         FutureTask<Answer> work = new FutureTask<>(() -> Objects.requireNonNull(effect.of(job), "the work gave no answer"));
         new Thread(work, "idempotency " + job.claim.id().operation()).start();
         while (true) {
-            try { return work.get(Math.max(1, job.claim.leaseMs() / 3), TimeUnit.MILLISECONDS); } catch (TimeoutException beat) { /* now */ }
+            try { return work.get(Math.max(1, job.claim.leaseMs() / 3), TimeUnit.MILLISECONDS); } catch (TimeoutException e) { /* beat */ }
             try { db.transaction(c -> EXTEND.on(c, job.claim.id(), token)); } catch (Exception e) {
                 if (Kind.of(e).in(Kind.UNAVAILABLE, Kind.RETRY) || work.isDone()) continue; // at the next beat, then
                 work.cancel(true);
