@@ -40,29 +40,6 @@ public class Check {
         System.out.println("ok  " + what);
     }
 
-    private static String variable(String name, String otherwise) {
-        String value = System.getenv(name);
-        return value == null || value.isEmpty() ? otherwise : value;
-    }
-
-    private static PGSimpleDataSource source() {
-        PGSimpleDataSource source = new PGSimpleDataSource();
-        String host = variable("PGHOST", "/var/run/postgresql");
-        String port = variable("PGPORT", "5432");
-        String user = variable("PGUSER", System.getProperty("user.name"));
-        if (host.startsWith("/")) {
-            source.setSocketFactory("UnixSockets");
-            source.setSocketFactoryArg(host + "/.s.PGSQL." + port);
-        } else {
-            source.setServerNames(new String[] {host});
-            source.setPortNumbers(new int[] {Integer.parseInt(port)});
-        }
-        source.setUser(user);
-        source.setPassword(System.getenv("PGPASSWORD"));
-        source.setDatabaseName(variable("PGDATABASE", user));
-        return source;
-    }
-
     private static String one(PGSimpleDataSource source, String sql) throws SQLException {
         try (Connection connection = source.getConnection(); Statement statement = connection.createStatement();
                 ResultSet row = statement.executeQuery(sql)) {
@@ -72,7 +49,7 @@ public class Check {
     }
 
     public static void main(String[] arguments) throws Exception {
-        PGSimpleDataSource source = source();
+        PGSimpleDataSource source = UnixSockets.source();
         Shop shop = new Shop(source);
 
         try (Connection connection = source.getConnection(); Statement statement = connection.createStatement()) {

@@ -9,13 +9,37 @@ import java.net.UnixDomainSocketAddress;
 import java.nio.channels.Channels;
 import java.nio.channels.SocketChannel;
 import javax.net.SocketFactory;
+import org.postgresql.ds.PGSimpleDataSource;
 
-/** Lets the JDBC driver use a Unix socket; its argument is the path. */
+/** Lets the JDBC driver use a Unix socket; its argument is the path. And the database that the PG* variables name. */
 public class UnixSockets extends SocketFactory {
     private final String path;
 
     public UnixSockets(String path) {
         this.path = path;
+    }
+
+    private static String variable(String name, String otherwise) {
+        String value = System.getenv(name);
+        return value == null || value.isEmpty() ? otherwise : value;
+    }
+
+    static PGSimpleDataSource source() {
+        PGSimpleDataSource source = new PGSimpleDataSource();
+        String host = variable("PGHOST", "/var/run/postgresql");
+        String port = variable("PGPORT", "5432");
+        String user = variable("PGUSER", System.getProperty("user.name"));
+        if (host.startsWith("/")) {
+            source.setSocketFactory("UnixSockets");
+            source.setSocketFactoryArg(host + "/.s.PGSQL." + port);
+        } else {
+            source.setServerNames(new String[] {host});
+            source.setPortNumbers(new int[] {Integer.parseInt(port)});
+        }
+        source.setUser(user);
+        source.setPassword(System.getenv("PGPASSWORD"));
+        source.setDatabaseName(variable("PGDATABASE", user));
+        return source;
     }
 
     @Override
