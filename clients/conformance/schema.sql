@@ -14,7 +14,7 @@ SELECT idempotency.grant_usage('shop'), idempotency.grant_monitor('shop'), idemp
 CREATE SCHEMA shop;
 GRANT USAGE ON SCHEMA shop TO shop;
 CREATE TABLE shop.orders (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, account text NOT NULL, item int NOT NULL);
-CREATE TABLE shop.payments (account text NOT NULL, charge text NOT NULL, amount int NOT NULL);
+CREATE TABLE shop.payments (account text NOT NULL, charge text PRIMARY KEY, amount int NOT NULL);
 CREATE TABLE shop.visits (account text NOT NULL);
 GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA shop TO shop;
 

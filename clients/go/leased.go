@@ -118,11 +118,9 @@ func finish(ctx context.Context, db *sql.DB, claim *Record, o Options, work Work
 	done := Options{Token: claim.Token, Answer: answer, RefuseRepeat: true}
 	err = again(ctx, loss, func() error {
 		return Transaction(ctx, db, func(tx *sql.Tx) (err error) {
-			if answer.Book != nil {
+			// In this order: a repeat of what was committed learns that from Complete, and not from a unique key of Book's.
+			if claim.ExpiresAt, err = Complete(ctx, tx, id, done); err == nil && answer.Book != nil {
 				err = answer.Book(ctx, tx)
-			}
-			if err == nil {
-				claim.ExpiresAt, err = Complete(ctx, tx, id, done)
 			}
 			return err
 		})

@@ -146,7 +146,7 @@ final class Shop {
             .header("Content-Type", "application/json")
             .POST(HttpRequest.BodyPublishers.ofString("{\"key\": \"%s\", \"amount\": %d}".formatted(key, amount))).build());
         if (answer.statusCode() == 402) return Answer.json(402, "{\"declined\": true}");
-        if (answer.statusCode() != 200) throw new IOException("the network answered " + answer.statusCode());
+        if (answer.statusCode() != 200) throw new IOException("the network answered " + answer.statusCode() + ": " + answer.body());
         String charge = JsonParser.parseString(answer.body()).getAsJsonObject().get("charge").getAsString();
         try { ask(get("/after?key=" + key)); } catch (IOException | Leased.NothingHappened e) { /* it is charged all the same */ }
         return Answer.json(201, "{\"charge\": %s}".formatted(new JsonPrimitive(charge))).booking(db -> {

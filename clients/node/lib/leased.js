@@ -49,8 +49,10 @@ async function finish(pool, id, claimed, step, work) {
   try {
     const { book, ...recorded } = answer;
     const expiresAt = await despiteLoss(() => transaction(pool, async (db) => {
+      // First, so that a repeat of what was committed learns that from it, and not from a unique key of book's.
+      const expires = await complete(db, id, { ...recorded, token, refuseRepeat: true });
       await book?.(db);
-      return complete(db, id, { ...recorded, token, refuseRepeat: true });
+      return expires;
     }));
     return { outcome: 'claimed', ...recorded, expiresAt };
   } catch (error) {

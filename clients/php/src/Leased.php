@@ -58,8 +58,10 @@ final class Leased {
         }
         try {
             $claim->expiresAt = self::despiteLoss(fn () => $this->client->transaction(function (object $db) use ($id, $claim, $answer) {
+                // First, so that a repeat of what was committed learns that from it, and not from a unique key of book's.
+                $expires = $this->client->complete($id, $answer, token: $claim->token, refuseRepeat: true);
                 $answer->book && ($answer->book)($db);
-                return $this->client->complete($id, $answer, token: $claim->token, refuseRepeat: true);
+                return $expires;
             }));
             $claim->answer = $answer;
             return $claim;

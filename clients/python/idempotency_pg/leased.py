@@ -58,8 +58,9 @@ async def finish(pool, claimed, work, step):
         return Result(outcome=outcome, last_error=why, **id._asdict())
 
     async def record(db):
-        await settled(answer.book(db))
+        # In this order: a repeat of what was committed learns that from complete(), and not from a unique key of book's.
         answer.expires_at = await settled(complete(db, id, token=token, refuse_repeat=True, **answer.recorded()))
+        await settled(answer.book(db))
 
     try:
         attempt = Attempt(claimed, await again(pool, lambda: effect_key(pool, id, step)), lost)

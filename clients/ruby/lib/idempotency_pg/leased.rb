@@ -66,8 +66,8 @@ module IdempotencyPg
     def record(pool, claim, answer)
       answer.expires_at = despite_loss do
         transaction(pool) do |db|
-          answer.book&.call(db)
-          complete(db, claim.id, **answer.recorded, token: claim.token, refuse_repeat: true)
+          # In this order: a repeat of what was committed learns that from complete, and not from a unique key of book's.
+          complete(db, claim.id, **answer.recorded, token: claim.token, refuse_repeat: true).tap { answer.book&.call(db) }
         end
       end
       answer

@@ -51,8 +51,10 @@ sub finish ($pg, $id, $claimed, $step, $work) {
 	return $settle->('failed', 'fail', error => $error) if ref $error eq 'Idempotency::Pg::NothingHappened';
 	return $settle->('held', 'hold', reason => $error) if $error;
 	my $recorded = eval { despite_loss(sub { $pg->transaction(sub ($dbh) {
+		# First, so that a repeat of what was committed learns that from it, and not from a unique key of book's.
+		my $expires = $pg->complete($id, %$answer{qw(status headers body)}, @token, refuse_repeat => 1);
 		$answer->{book}->($dbh) if $answer->{book};
-		$pg->complete($id, %$answer{qw(status headers body)}, @token, refuse_repeat => 1);
+		$expires;
 	}) }) };
 	return { outcome => 'claimed', %$answer, expires_at => $recorded } if $recorded;
 	$error = $@;
