@@ -1,0 +1,99 @@
+//! Connections, of this crate's small pool or of whatever gives them, and transactions on them.
+use crate::*;
+use std::{future, ops::Deref, pin::Pin, sync::{Arc, Mutex}, time::Duration};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_postgres::{Client, Config, NoTls};
+
+pub type Future<T> = Pin<Box<dyn future::Future<Output = Result<T>> + Send>>;
+
+/// A connection, or the transaction that is open on it. A clone is the same one; when the last is dropped it goes back.
+#[derive(Clone)]
+pub struct Db(Arc<dyn Deref<Target = Client> + Send + Sync>);
+impl Db { pub fn new(connection: impl Deref<Target = Client> + Send + Sync + 'static) -> Db { Db(Arc::new(connection)) } }
+impl Deref for Db { type Target = Client; fn deref(&self) -> &Client { &self.0 } }
+
+/// Whatever gives connections, such as a pool of deadpool or bb8.
+pub trait Connections: Send + Sync + 'static {
+    fn get(&self) -> Future<Db>;
+    fn size(&self) -> usize;
+}
+
+#[derive(Clone)]
+pub struct Pool { connections: Arc<dyn Connections>, waiters: Arc<Semaphore> }
+
+impl Pool {
+    pub fn of(connections: impl Connections) -> Pool {
+        Pool { waiters: Arc::new(Semaphore::new(connections.size() / 2)), connections: Arc::new(connections) }
+    }
+
+    /// This crate's own pool: a limit, and a list of those that nobody uses. `connect` makes one, by TLS where that is wanted.
+    pub fn new<F: Doing<Client>>(size: usize, connect: impl Fn() -> F + Send + Sync + 'static) -> Pool {
+        let connect = Box::new(move || Box::pin(connect()) as Future<Client>);
+        Pool::of(Arc::new(Few { size, free: Arc::new(Semaphore::new(size)), idle: Mutex::default(), connect }))
+    }
+
+    pub fn no_tls(config: Config, size: usize) -> Pool {
+        let connect = |config: Config| async move {
+            let (client, connection) = config.connect(NoTls).await?;
+            tokio::spawn(connection);
+            Ok(client)
+        };
+        Pool::new(size, move || connect(config.clone()))
+    }
+
+    pub async fn get(&self) -> Result<Db> {
+        let got = tokio::time::timeout(Duration::from_secs(10), self.connections.get()).await;
+        got.unwrap_or_else(|late| Err(late.into())).map_err(|error| NoConnection(error).into())
+    }
+
+    /// `claim`, but no more than half of the connections may wait: the others are answered at once.
+    pub async fn claim(&self, db: &Client, id: &Id, request: &Request, options: Options) -> Result<Record> {
+        match self.waiters.try_acquire() {
+            Ok(_place) => claim(db, id, request, options).await,
+            Err(_) => claim(db, id, request, options.without("wait")).await,
+        }
+    }
+}
+
+struct Few { size: usize, free: Arc<Semaphore>, idle: Mutex<Vec<Arc<Client>>>, connect: Box<dyn Fn() -> Future<Client> + Send + Sync> }
+struct Lent(Arc<Client>, Arc<Few>, OwnedSemaphorePermit);
+impl Deref for Lent { type Target = Client; fn deref(&self) -> &Client { &self.0 } }
+impl Drop for Lent { fn drop(&mut self) { self.1.idle.lock().unwrap().push(self.0.clone()); } }
+
+impl Connections for Arc<Few> {
+    fn size(&self) -> usize { self.size }
+
+    fn get(&self) -> Future<Db> {
+        let few = self.clone();
+        Box::pin(async move {
+            let permit = few.free.clone().acquire_owned().await?;
+            few.idle.lock().unwrap().retain(|client| !client.is_closed());
+            let idle = few.idle.lock().unwrap().pop();
+            let client = if let Some(client) = idle { client } else { Arc::new((few.connect)().await?) };
+            Ok(Db::new(Lent(client, few, permit)))
+        })
+    }
+}
+
+/// BEGIN, `work` on the connection, COMMIT; all of it again where the server asks for that. It comes to its end even if nobody waits.
+pub async fn transaction<T: Send + 'static, F: Doing<T>>(pool: &Pool, work: impl Fn(Db) -> F + Send + Sync + 'static) -> Result<T> {
+    let pool = pool.clone();
+    apart(async move { again(&[Kind::Retry], 5, || attempt(&pool, &work)).await }).await
+}
+
+async fn attempt<T: Send + 'static, F: Doing<T>>(pool: &Pool, work: &impl Fn(Db) -> F) -> Result<T> {
+    let db = pool.get().await?;
+    db.batch_execute("BEGIN").await?;
+    let mut result = apart(work(db.clone())).await;
+    if result.is_ok() && Arc::strong_count(&db.0) > 1 {
+        result = Err("the connection was kept: what is written by it later would be in no transaction".into());
+    } else if result.is_ok() {
+        // Where an error was swallowed on the way, COMMIT succeeds and has rolled back, but SELECT fails. Both are one round trip.
+        let ended = tokio::try_join!(db.batch_execute("SELECT"), db.batch_execute("COMMIT"));
+        result = ended.map_err(Error::from).and(result);
+    }
+    if result.is_err() {
+        let _ = db.batch_execute("ROLLBACK").await; // where it fails there is no connection any more
+    }
+    result
+}
