@@ -54,11 +54,12 @@ impl Record {
             Some(Value::Array(pairs)) => pairs.iter().filter_map(|pair| Some((pair[0].as_str()?, &pair[1]))).collect(),
             _ => Vec::new(),
         };
-        let several = |value| Value::as_array(value).map_or(slice::from_ref(value), |all| all);
-        let each = pairs.into_iter().flat_map(|(name, value)| several(value).iter().map(move |one| (name, one)));
-        each.fold(Answer::new(self.response_status.unwrap_or(200), body), |answer, (name, value)| match value.as_str() {
-            Some(text) => answer.header(name, text),
-            None => answer.header(name, value),
-        })
+        let mut answer = Answer::new(self.response_status.unwrap_or(200), body);
+        for (name, value) in pairs {
+            for one in value.as_array().map_or(slice::from_ref(value), |all| all) {
+                answer = answer.header(name, one.as_str().map_or_else(|| one.to_string(), str::to_owned));
+            }
+        }
+        answer
     }
 }

@@ -7,12 +7,14 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 /// The identity of a piece of work. The scope is nothing that the client can choose.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Id { pub scope: String, pub operation: String, pub key: String }
-
 impl Id {
-    pub fn new(scope: impl Into<String>, operation: impl Into<String>, key: impl Into<String>) -> Id {
-        Id { scope: scope.into(), operation: operation.into(), key: key.into() }
-    }
+    pub fn new(scope: &str, operation: &str, key: &str) -> Id { Id { scope: scope.into(), operation: operation.into(), key: key.into() } }
 }
+
+/// What a key is compared by: the request as it came, bytes, so that JSON cannot be encoded twice; `With` path parameters, an object.
+/// It is an argument and no option, since one that was forgotten would switch the comparison off.
+#[derive(Clone, Debug)]
+pub enum Request { Body(Vec<u8>), With(Vec<u8>, Value), NotCompared }
 
 /// Of a claim: go on only after `Claimed`. `Failed` is of `run_leased` (nothing happened), `Untold` of the calls that claim nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,24 +49,32 @@ fn unhex(text: &str) -> Result<Vec<u8>> {
     let digits = text.strip_prefix("\\x").ok_or("bytea_output has to be \"hex\"")?;
     (0..digits.len()).step_by(2).map(|i| Ok(u8::from_str_radix(&digits[i..i + 2], 16)?)).collect()
 }
-
 fn bytea(bytes: &[u8]) -> String {
     let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).filter_map(|four| char::from_digit(four.into(), 16));
     format!("E'\\\\x{}'::bytea", digits.collect::<String>())
 }
-
-/// Right whatever standard_conforming_strings is. The encoding is UTF-8, in which no byte of another character is a quote or backslash.
+// Right whatever standard_conforming_strings is. The encoding is UTF-8, in which no byte of another character is a quote or backslash.
 fn quoted(text: &str) -> String { format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''")) }
 
 /// Named arguments. What is not given is not named, so that the server's defaults and the policies hold. Intervals are PostgreSQL's.
 #[derive(Clone, Debug, Default)]
 pub struct Options(Vec<(&'static str, String)>);
-
 impl Options {
     pub fn new() -> Options { Options::default() }
-    pub fn response_bytes(self, bytes: &[u8]) -> Options { self.with("response_bytes", bytea(bytes)) }
     pub fn without(mut self, name: &str) -> Options { self.0.retain(|(one, _)| *one != name); self }
+    pub fn response_bytes(self, bytes: &[u8]) -> Options { self.with("response_bytes", bytea(bytes)) }
     fn with(self, name: &'static str, value: String) -> Options { let mut all = self.without(name); all.0.push((name, value)); all }
+
+    // fingerprint_bytes also takes what jsonb refuses, and of what it takes it is the fingerprint of the parsed request.
+    fn compared(self, request: &Request) -> Options {
+        let digest = |bytes| format!("idempotency.fingerprint_bytes({})", bytea(bytes));
+        let both = |params, digest| format!("jsonb_build_object('params', {params}::jsonb, 'body', encode({digest}, 'hex'))");
+        match request {
+            Request::NotCompared => self,
+            Request::Body(bytes) => self.with("fingerprint", digest(bytes)),
+            Request::With(bytes, params) => self.with("request", both(quoted(&params.to_string()), digest(bytes))),
+        }
+    }
 }
 
 macro_rules! options { ($($type:ty as $cast:literal: $($name:ident)*;)*) => { impl Options { $($(
@@ -74,70 +84,51 @@ macro_rules! options { ($($type:ty as $cast:literal: $($name:ident)*;)*) => { im
     }
 )*)* } } }
 options! {
-    &'a str as "interval": ttl lease wait retry_in;
     &'a str as "text": scope operation key command note error reason wait_for recovery_point step response_body;
-    &'a Value as "jsonb": state args response_headers;
+    &'a str as "interval": ttl lease wait retry_in;
     &'a str as "uuid": claim_id;
+    &'a Value as "jsonb": state args response_headers;
     bool as "boolean": hold_if_abandoned refuse_repeat;
     i64 as "bigint": token;
     i32 as "int": max_rows;
     u16 as "int": response_status;
 }
 
-/// What a key is compared by. It is an argument and no option, since one that was forgotten would switch the comparison off.
-#[derive(Clone, Debug)]
-pub struct Request(Option<(Vec<u8>, Value)>);
-
-impl Request {
-    /// Takes a key for the same request, whatever it is used for.
-    pub const NOT_COMPARED: Request = Request(None);
-
-    /// As it came over the wire, JSON or not: bytes or text, so that JSON cannot be encoded twice.
-    pub fn body(bytes: impl Into<Vec<u8>>) -> Request { Request(Some((bytes.into(), Value::Null))) }
-
-    /// With path parameters, a JSON object, which belong to the request as its body does.
-    pub fn with(self, params: Value) -> Request { Request(self.0.map(|(bytes, _)| (bytes, params))) }
-
-    // fingerprint_bytes also takes what jsonb refuses, and of what it takes it is the fingerprint of the parsed request.
-    fn compared(&self, options: Options) -> Options {
-        let digest = |bytes| format!("idempotency.fingerprint_bytes({})", bytea(bytes));
-        let both = |bytes, params: &Value| format!("jsonb_build_object('params', {}::jsonb, 'body', encode({}, 'hex'))",
-            quoted(&params.to_string()), digest(bytes));
-        match &self.0 {
-            None => options,
-            Some((bytes, Value::Null)) => options.with("fingerprint", digest(bytes)),
-            Some((bytes, params)) => options.with("request", both(bytes, params)),
-        }
-    }
-}
-
 // The rows travel as JSON, so that one way serves every call.
 async fn rows(db: &Client, columns: &str, name: &str, options: Options) -> Result<Vec<Value>> {
-    let arguments: Vec<_> = options.0.iter().map(|(name, expression)| format!("{name} => {expression}")).collect();
+    let arguments: Vec<_> = options.0.iter().map(|(name, value)| format!("{name} => {value}")).collect();
     let call = format!("idempotency.{name}({}) AS result", arguments.join(", "));
     let answer = db.simple_query(&format!("SELECT to_json(r)::text FROM (SELECT {columns} FROM {call}) AS r")).await?;
     let texts = answer.iter().filter_map(|message| if let SimpleQueryMessage::Row(row) = message { row.get(0) } else { None });
     texts.map(|text| Ok(from_str(text)?)).collect()
 }
-
 async fn row(db: &Client, columns: &str, name: &str, id: &Id, options: Options) -> Result<Option<Value>> {
     Ok(rows(db, columns, name, options.scope(&*id.scope).operation(&*id.operation).key(&*id.key)).await?.pop())
 }
-
 const LEASE: &str = "extract(epoch FROM locked_until - clock_timestamp())::float8 * 1000 AS lease_ms";
 const HTTP_DATE: &str = "AT TIME ZONE 'UTC', 'Dy, DD Mon YYYY HH24:MI:SS \"GMT\"') AS http_expires";
 
-async fn claiming(db: &Client, name: &str, id: &Id, request: &Request, options: Options) -> Result<Record> {
-    let row = row(db, &format!("*, {LEASE}, to_char(expires_at {HTTP_DATE}"), name, id, request.compared(options)).await?;
-    Record::of(id, row.filter(|row| row["outcome"].is_string()).ok_or("a claim without an outcome")?)
+macro_rules! calls {
+    (claims: $($claims:ident)*; readers: $($readers:ident)*; verbs: $($verb:ident -> $type:ty,)*) => {
+        $(pub async fn $claims(db: &Client, id: &Id, request: &Request, options: Options) -> Result<Record> {
+            let columns = format!("*, {LEASE}, to_char(expires_at {HTTP_DATE}");
+            let row = row(db, &columns, stringify!($claims), id, options.compared(request)).await?;
+            Record::of(id, row.filter(|row| row["outcome"].is_string()).ok_or("a claim without an outcome")?)
+        })*
+        $(pub async fn $readers(db: &Client, id: &Id) -> Result<Option<Record>> {
+            row(db, "*", stringify!($readers), id, Options::new()).await?.map(|row| Record::of(id, row)).transpose()
+        })*
+        $(pub async fn $verb(db: &Client, id: &Id, options: Options) -> Result<$type> {
+            Ok(from_value(row(db, "result", stringify!($verb), id, options).await?.unwrap_or_default()["result"].take())?)
+        })*
+    };
 }
-
-pub async fn claim(db: &Client, id: &Id, request: &Request, options: Options) -> Result<Record> {
-    claiming(db, "claim", id, request, options).await
-}
-
-pub async fn run(db: &Client, id: &Id, request: &Request, command: &str, options: Options) -> Result<Record> {
-    claiming(db, "run", id, request, options.command(command)).await
+// Of readers None is never a permission to do the work. Of extend and checkpoint the result is the new end of the lease.
+calls! {
+    claims: claim run;
+    readers: replay lookup;
+    verbs: fail -> bool, record_failure -> bool, release -> bool, once -> bool, hold -> i64, extend -> String, checkpoint -> Option<String>,
+        effect_key -> String,
 }
 
 /// Takes over what others have left behind. Each has its token.
@@ -151,40 +142,4 @@ pub async fn claim_abandoned(db: &Client, options: Options) -> Result<Vec<Record
 pub async fn complete(db: &Client, id: &Id, answer: &Answer, options: Options) -> Result<Record> {
     let columns = format!("result AS expires_at, to_char(result {HTTP_DATE}");
     Record::of(id, row(db, &columns, "complete", id, answer.recorded(options)).await?.unwrap_or_default())
-}
-
-macro_rules! readers { ($($(#[$doc:meta])* $name:ident;)*) => { $($(#[$doc])*
-    pub async fn $name(db: &Client, id: &Id) -> Result<Option<Record>> {
-        row(db, "*", stringify!($name), id, Options::new()).await?.map(|row| Record::of(id, row)).transpose()
-    }
-)* } }
-readers! {
-    /// The recorded answer, if there is one. None is never a permission to do the work.
-    replay;
-    /// What is known of a key; its `status` is completed, in_progress, failed or held. None does not mean that nobody is at it.
-    lookup;
-}
-
-macro_rules! verbs { ($($(#[$doc:meta])* $name:ident -> $type:ty;)*) => { $($(#[$doc])*
-    pub async fn $name(db: &Client, id: &Id, options: Options) -> Result<$type> {
-        Ok(from_value(row(db, "result", stringify!($name), id, options).await?.unwrap_or_default()["result"].take())?)
-    }
-)* } }
-verbs! {
-    /// Nothing happened: the next claim gets the key.
-    fail -> bool;
-    /// The same after the transaction that claimed was rolled back; false if somebody else has the key by now.
-    record_failure -> bool;
-    /// Nobody knows: a person decides. Gives the token by which the key can still be completed.
-    hold -> i64;
-    /// The heartbeat. Gives the new end of the lease.
-    extend -> String;
-    /// How far the work got, `recovery_point`, for whoever takes over.
-    checkpoint -> Option<String>;
-    /// As if it had not been claimed.
-    release -> bool;
-    /// In the transaction of the event's work: true the first time.
-    once -> bool;
-    /// What an outside party is given as its idempotency key: the same for every attempt, another for each `step`.
-    effect_key -> String;
 }

@@ -6,35 +6,38 @@ use std::sync::Arc;
 
 /// The key of the header's lines, "k" and k alike. RFC 8941: a string, or a token, as many clients send it. Parameters are read over.
 pub fn parse_key(lines: &[&[u8]]) -> Option<String> {
-    let after = |text: &'_ [u8], what: fn(u8) -> bool| text.iter().take_while(|c| what(**c)).count();
-    let line = if let [line] = lines { std::str::from_utf8(line).ok()?.trim_matches(&[' ', '\t'][..]).as_bytes() } else { return None };
-    let (key, mut rest) = item(line)?;
+    let mut rest = if let [line] = lines { std::str::from_utf8(line).ok()?.trim_matches(&[' ', '\t'][..]).as_bytes() } else { return None };
+    let key = item(&mut rest)?;
     while let [b';', parameter @ ..] = rest {
-        let parameter = &parameter[after(parameter, |c| c == b' ')..];
-        if !matches!(parameter.first()?, b'a'..=b'z' | b'*') { return None; }
-        rest = &parameter[after(parameter, |c| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'*' | b'_' | b'.' | b'-'))..];
-        if let [b'=', value @ ..] = rest { rest = item(value)?.1; }
+        rest = parameter;
+        take(&mut rest, |c| c == b' ');
+        if !matches!(rest.first()?, b'a'..=b'z' | b'*') { return None; }
+        take(&mut rest, |c| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'*' | b'_' | b'.' | b'-'));
+        if let [b'=', value @ ..] = rest { rest = value; item(&mut rest)?; }
     }
     (rest.is_empty() && !key.is_empty() && key.len() <= 255).then(|| key)
 }
 
-// A string with its escapes, or a token, and what follows it.
-fn item(text: &[u8]) -> Option<(String, &[u8])> {
-    let (mut key, mut rest) = (String::new(), text);
-    if let [b'"', quoted @ ..] = text {
-        rest = quoted;
-        loop {
-            let c;
-            (c, rest) = match rest {
-                [b'"', rest @ ..] => return Some((key, rest)),
-                [b'\\', c @ (b'"' | b'\\'), rest @ ..] | [c @ (b' '..=b'[' | b']'..=b'~'), rest @ ..] => (*c, rest),
-                _ => return None,
-            };
-            key.push(c.into());
-        }
+fn take(rest: &mut &[u8], what: fn(u8) -> bool) -> String {
+    let (taken, after) = rest.split_at(rest.iter().take_while(|c| what(**c)).count());
+    *rest = after;
+    taken.iter().map(|c| char::from(*c)).collect()
+}
+
+fn item(rest: &mut &[u8]) -> Option<String> {
+    let mut key = take(rest, |c| matches!(c, b'!' | b'#'..=b'+' | b'-'..=b':' | b'<'..=b'~'));
+    if !key.is_empty() { return Some(key); }
+    *rest = rest.strip_prefix(b"\"")?;
+    loop {
+        let (c, length) = match **rest {
+            [b'"', ..] => { *rest = &rest[1..]; return Some(key); }
+            [b'\\', c @ (b'"' | b'\\'), ..] => (c, 2),
+            [c @ (b' '..=b'[' | b']'..=b'~'), ..] => (c, 1),
+            _ => return None,
+        };
+        key.push(c.into());
+        *rest = &rest[length..];
     }
-    while let [c @ (b'!' | b'#'..=b'+' | b'-'..=b':' | b'<'..=b'~'), after @ ..] = rest { key.push((*c).into()); rest = after; }
-    (!key.is_empty()).then(|| (key, rest))
 }
 
 // The draft has the first three titles. Who gets a Retry-After may send the same request again; nobody else is invited to.
@@ -50,23 +53,17 @@ const PROBLEMS: &[(&str, u16, &str, &str)] = &[
     ("internal", 500, "Internal Server Error", "Nothing was recorded."),
 ];
 
-/// How a request is answered, once its identity is known.
+/// How a request is answered, once its identity is known. `documentation` is a URL, for problems and with 400; `lifetime_header` sends
+/// Idempotency-Key-Expires with what is recorded or replayed; `report` hears of errors that become a 500.
 #[derive(Clone)]
-pub struct Core {
-    pub pool: Pool,
-    /// A URL, for problems and with 400.
-    pub documentation: String,
-    /// Idempotency-Key-Expires, with what is recorded or replayed.
-    pub lifetime_header: bool,
-    /// Hears of errors that become a 500.
-    pub report: Arc<dyn Fn(&Error) + Send + Sync>,
-}
+pub struct Core { pub pool: Pool, pub documentation: String, pub lifetime_header: bool, pub report: Arc<dyn Fn(&Error) + Send + Sync> }
 
 impl Core {
     pub fn problem(&self, name: &str, retry_after_ms: i64) -> Answer {
         let (_, status, title, detail) = PROBLEMS.iter().find(|one| one.0 == name).unwrap_or(&PROBLEMS[PROBLEMS.len() - 1]);
         let body = json!({ "type": format!("{}#{name}", self.documentation), "title": title, "status": status, "detail": detail });
-        let answer = Answer::new(*status, body.to_string()).header("content-type", "application/problem+json").header("content-language", "en");
+        let answer = Answer::new(*status, body.to_string()).header("content-type", "application/problem+json");
+        let answer = answer.header("content-language", "en");
         match name {
             "missing" | "malformed" => answer.header("link", format!("<{}>; rel=\"describedby\"; type=\"text/html\"", self.documentation)),
             "in-progress" | "unavailable" => answer.header("retry-after", ((retry_after_ms + 999) / 1000).max(1)),
@@ -80,31 +77,28 @@ impl Core {
             (true, _) => return error.downcast().map_or_else(|_| Answer::default(), |answer| *answer),
             (_, Kind::Retry | Kind::Unavailable) => "unavailable",
             (_, Kind::WaitTimeout | Kind::StaleClaim) => "in-progress",
-            (_, Kind::Held) => "held",
-            (_, Kind::Redacted) => "redacted",
-            (_, Kind::TooLarge) => "too-large",
+            (_, Kind::Held) => "held", (_, Kind::Redacted) => "redacted", (_, Kind::TooLarge) => "too-large",
             _ => { (self.report)(&error); "internal" }
         };
         self.problem(name, 0)
+    }
+
+    fn without_work(&self, claim: &Record) -> Answer {
+        let name = match claim.outcome {
+            Outcome::Replay => return self.expiring(claim.answer(), claim).header("idempotent-replayed", true),
+            Outcome::Mismatch => "mismatch", Outcome::Held => "held", Outcome::InProgress => "in-progress",
+            _ => "unavailable", // failed: the next attempt does it
+        };
+        self.problem(name, claim.retry_after_ms.unwrap_or(0))
     }
 
     fn expiring(&self, answer: Answer, record: &Record) -> Answer {
         match &record.http_expires { Some(date) if self.lifetime_header => answer.header("idempotency-key-expires", date), _ => answer }
     }
 
-    fn without_work(&self, claim: &Record) -> Answer {
-        match claim.outcome {
-            Outcome::Replay => self.expiring(claim.answer(), claim).header("idempotent-replayed", true),
-            Outcome::Mismatch => self.problem("mismatch", 0),
-            Outcome::Held => self.problem("held", 0),
-            Outcome::InProgress => self.problem("in-progress", claim.retry_after_ms.unwrap_or(0)),
-            _ => self.problem("unavailable", 0), // failed: the next attempt does it
-        }
-    }
-
     /// `work` in the transaction of the claim, again after a serialization failure. An answer below 500 is recorded.
-    pub async fn once<F: Doing<Answer>>(&self, id: Id, request: Request, options: Options, work: impl Fn(Db) -> F + Send + Sync + 'static)
-        -> Result<Answer> {
+    pub async fn once<F, W>(&self, id: Id, request: Request, options: Options, work: W) -> Result<Answer>
+    where F: Doing<Answer>, W: Fn(Db) -> F + Send + Sync + 'static {
         let all = Arc::new((self.clone(), id, request, options, work));
         transaction(&self.pool, move |db| { let all = all.clone(); async move {
             let (core, id, request, options, work) = &*all;

@@ -1,10 +1,10 @@
 //! Connections, of this crate's small pool or of whatever gives them, and transactions on them.
 use crate::*;
-use std::{future, ops::Deref, pin::Pin, sync::{Arc, Mutex}, time::Duration};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use std::{ops::Deref, pin::Pin, sync::{Arc, Mutex}, time::Duration};
+use tokio::{sync::{OwnedSemaphorePermit, Semaphore}, time::timeout};
 use tokio_postgres::{Client, Config, NoTls};
 
-pub type Future<T> = Pin<Box<dyn future::Future<Output = Result<T>> + Send>>;
+pub type Future<T> = Pin<Box<dyn std::future::Future<Output = Result<T>> + Send>>;
 
 /// A connection, or the transaction that is open on it. A clone is the same one; when the last is dropped it goes back.
 #[derive(Clone)]
@@ -12,68 +12,52 @@ pub struct Db(Arc<dyn Deref<Target = Client> + Send + Sync>);
 impl Db { pub fn new(connection: impl Deref<Target = Client> + Send + Sync + 'static) -> Db { Db(Arc::new(connection)) } }
 impl Deref for Db { type Target = Client; fn deref(&self) -> &Client { &self.0 } }
 
-/// Whatever gives connections, such as a pool of deadpool or bb8.
-pub trait Connections: Send + Sync + 'static {
-    fn get(&self) -> Future<Db>;
-    fn size(&self) -> usize;
-}
+/// Whatever gives connections, such as a pool of deadpool or bb8: nobody else uses one before it is dropped.
+pub trait Connections: Send + Sync + 'static { fn get(&self) -> Future<Db>; }
+impl<F: Doing<Db>, C: Fn() -> F + Send + Sync + 'static> Connections for C { fn get(&self) -> Future<Db> { Box::pin(self()) } }
 
 #[derive(Clone)]
 pub struct Pool { connections: Arc<dyn Connections>, waiters: Arc<Semaphore> }
-
 impl Pool {
-    pub fn of(connections: impl Connections) -> Pool {
-        Pool { waiters: Arc::new(Semaphore::new(connections.size() / 2)), connections: Arc::new(connections) }
+    pub fn of(connections: impl Connections, size: usize) -> Pool {
+        Pool { connections: Arc::new(connections), waiters: Arc::new(Semaphore::new(size / 2)) }
     }
 
-    /// This crate's own pool: a limit, and a list of those that nobody uses. `connect` makes one, by TLS where that is wanted.
-    pub fn new<F: Doing<Client>>(size: usize, connect: impl Fn() -> F + Send + Sync + 'static) -> Pool {
-        let connect = Box::new(move || Box::pin(connect()) as Future<Client>);
-        Pool::of(Arc::new(Few { size, free: Arc::new(Semaphore::new(size)), idle: Mutex::default(), connect }))
+    /// This crate's own: a limit, and a list of those that nobody uses. `connect` makes one, by TLS where that is wanted.
+    pub fn new<F: Doing<Client>>(connect: impl Fn() -> F + Send + Sync + 'static, size: usize) -> Pool {
+        let all = (Arc::new(connect), Arc::new(Semaphore::new(size)), Arc::new(Mutex::new(Vec::<Arc<Client>>::new())));
+        Pool::of(move || { let (connect, free, idle) = all.clone(); async move {
+            let permit = free.acquire_owned().await?;
+            idle.lock().unwrap().retain(|one| !one.is_closed());
+            let found = idle.lock().unwrap().pop();
+            let client = if let Some(client) = found { client } else { Arc::new(connect().await?) };
+            Ok(Db::new(Lent(client, idle, permit)))
+        } }, size)
     }
 
     pub fn no_tls(config: Config, size: usize) -> Pool {
-        let connect = |config: Config| async move {
+        Pool::new(move || { let config = config.clone(); async move {
             let (client, connection) = config.connect(NoTls).await?;
             tokio::spawn(connection);
             Ok(client)
-        };
-        Pool::new(size, move || connect(config.clone()))
+        } }, size)
     }
 
     pub async fn get(&self) -> Result<Db> {
-        let got = tokio::time::timeout(Duration::from_secs(10), self.connections.get()).await;
+        let got = timeout(Duration::from_secs(10), self.connections.get()).await;
         got.unwrap_or_else(|late| Err(late.into())).map_err(|error| NoConnection(error).into())
     }
 
     /// `claim`, but no more than half of the connections may wait: the others are answered at once.
     pub async fn claim(&self, db: &Client, id: &Id, request: &Request, options: Options) -> Result<Record> {
-        match self.waiters.try_acquire() {
-            Ok(_place) => claim(db, id, request, options).await,
-            Err(_) => claim(db, id, request, options.without("wait")).await,
-        }
+        let place = self.waiters.try_acquire();
+        claim(db, id, request, if place.is_ok() { options } else { options.without("wait") }).await
     }
 }
 
-struct Few { size: usize, free: Arc<Semaphore>, idle: Mutex<Vec<Arc<Client>>>, connect: Box<dyn Fn() -> Future<Client> + Send + Sync> }
-struct Lent(Arc<Client>, Arc<Few>, OwnedSemaphorePermit);
+struct Lent(Arc<Client>, Arc<Mutex<Vec<Arc<Client>>>>, OwnedSemaphorePermit);
 impl Deref for Lent { type Target = Client; fn deref(&self) -> &Client { &self.0 } }
-impl Drop for Lent { fn drop(&mut self) { self.1.idle.lock().unwrap().push(self.0.clone()); } }
-
-impl Connections for Arc<Few> {
-    fn size(&self) -> usize { self.size }
-
-    fn get(&self) -> Future<Db> {
-        let few = self.clone();
-        Box::pin(async move {
-            let permit = few.free.clone().acquire_owned().await?;
-            few.idle.lock().unwrap().retain(|client| !client.is_closed());
-            let idle = few.idle.lock().unwrap().pop();
-            let client = if let Some(client) = idle { client } else { Arc::new((few.connect)().await?) };
-            Ok(Db::new(Lent(client, few, permit)))
-        })
-    }
-}
+impl Drop for Lent { fn drop(&mut self) { self.1.lock().unwrap().push(self.0.clone()); } }
 
 /// BEGIN, `work` on the connection, COMMIT; all of it again where the server asks for that. It comes to its end even if nobody waits.
 pub async fn transaction<T: Send + 'static, F: Doing<T>>(pool: &Pool, work: impl Fn(Db) -> F + Send + Sync + 'static) -> Result<T> {

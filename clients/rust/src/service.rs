@@ -4,7 +4,7 @@ use hyper::{body::{Bytes, HttpBody}, header::{HeaderName, HeaderValue}, http::re
 use serde_json::{Map, Value};
 use std::{convert::Infallible, sync::Arc};
 
-/// What a handler gets. It writes by `db`; what goes another way is not rolled back with the rest. `params` are those of the path, as there.
+/// What a handler gets. It writes by `db`: what goes another way is not rolled back with the rest. `params` are the path's, as they are there.
 #[derive(Clone)]
 pub struct Call { pub parts: Arc<Parts>, pub params: Map<String, Value>, pub body: Bytes, pub db: Db }
 
@@ -26,16 +26,16 @@ pub struct Api {
 impl Api {
     /// The scope is the account that was authenticated; without one the answer is a 401.
     pub fn new(pool: &Pool, scope: impl Fn(&Parts) -> Option<String> + Send + Sync + 'static) -> Api {
-        let (pool, documentation) = (pool.clone(), "https://developer.example.com/idempotency".to_owned());
+        let (pool, documentation) = (pool.clone(), "https://developer.example.com/idempotency".into());
         let core = Core { pool, documentation, lifetime_header: false, report: Arc::new(|error| eprintln!("{error}")) };
-        let otherwise = Arc::new(|_| Box::pin(async { Ok(Answer::new(404, "").into()) }) as Future<_>);
-        Api { core, max_body: 8 << 20, scope: Arc::new(scope), routes: Vec::new(), otherwise }
+        let api = Api { core, max_body: 8 << 20, scope: Arc::new(scope), routes: Vec::new(), otherwise: Arc::new(|_| unreachable!()) };
+        api.otherwise(|_| async { Ok(Answer::new(404, "").into()) })
     }
 
     /// The handler works in the transaction of the claim, and may be run again after a serialization failure. An error, a panic and a 5xx
     /// undo everything; what is below 500 is recorded. An `Answer` that is returned as the error is sent and not recorded.
-    pub fn once<F>(self, operation: &str, options: Options, handler: impl Fn(Call) -> F + Send + Sync + 'static) -> Api
-    where F: Doing<Response<Body>> {
+    pub fn once<F, H>(self, operation: &str, options: Options, handler: H) -> Api
+    where F: Doing<Response<Body>>, H: Fn(Call) -> F + Send + Sync + 'static {
         self.route(operation, options, Work::Once(Arc::new(move |call| Box::pin(handler(call)))))
     }
 
@@ -46,7 +46,7 @@ impl Api {
     }
 
     fn route(mut self, operation: &str, options: Options, work: Work) -> Api {
-        self.routes.push(Arc::new((operation.to_owned(), options, work)));
+        self.routes.push(Arc::new((operation.into(), options, work)));
         self
     }
 
@@ -59,52 +59,45 @@ impl Api {
     pub async fn answer(self, request: hyper::Request<Body>) -> std::result::Result<Response<Body>, Infallible> {
         let asked = format!("{} {}", request.method(), request.uri().path());
         let answered = match self.routes.iter().find_map(|route| Some((route, params(&route.0, &asked)?))) {
-            Some((route, params)) => self.answer_by(&route.0, &route.1, &route.2, params, request).await.map(Into::into),
+            Some((route, params)) => self.answer_by(route, params, request).await.map(Into::into),
             None => (self.otherwise)(request).await,
         };
         Ok(answered.unwrap_or_else(|error| self.core.failed(error).into()))
     }
 
-    async fn answer_by(&self, operation: &str, options: &Options, work: &Work, params: Map<String, Value>, request: hyper::Request<Body>)
-        -> Result<Answer> {
-        let (parts, body) = request.into_parts();
+    async fn answer_by(&self, route: &(String, Options, Work), params: Map<String, Value>, asked: hyper::Request<Body>) -> Result<Answer> {
+        let ((parts, mut rest), mut body) = (asked.into_parts(), Vec::new());
         let scope = (self.scope)(&parts).ok_or_else(|| Answer::json(401, &"who is it?".into()))?;
         let lines: Vec<_> = parts.headers.get_all("idempotency-key").iter().map(HeaderValue::as_bytes).collect();
         let key = parse_key(&lines).ok_or_else(|| self.core.problem(if lines.is_empty() { "missing" } else { "malformed" }, 0))?;
-        let body = self.read(body).await?;
-        let compared = Request::body(&*body).with(if params.is_empty() { Value::Null } else { params.clone().into() });
-        let (id, options) = (Id::new(scope, operation, key), options.clone());
-        match work {
-            Work::Leased(job, state) => self.core.leased(id, compared, options.state(&state(&parts, &body)?), job).await,
+        while let Some(part) = rest.data().await {
+            body.extend_from_slice(&part?);
+            if body.len() > self.max_body { return Err(Answer::new(413, "").into()); }
+        }
+        let request = if params.is_empty() { Request::Body(body.clone()) } else { Request::With(body.clone(), params.clone().into()) };
+        let (id, options) = (Id::new(&scope, &route.0, &key), route.1.clone());
+        match &route.2 {
+            Work::Leased(job, state) => self.core.leased(id, request, options.state(&state(&parts, &body)?), job).await,
             Work::Once(handler) => {
-                let (handler, parts) = (handler.clone(), Arc::new(parts));
+                let (handler, parts, body) = (handler.clone(), Arc::new(parts), Bytes::from(body));
                 let call = move |db| handler(Call { parts: parts.clone(), params: params.clone(), body: body.clone(), db });
-                self.core.once(id, compared, options, move |db| captured(call(db))).await
+                self.core.once(id, request, options, move |db| captured(call(db))).await
             }
         }
-    }
-
-    async fn read(&self, mut body: Body) -> Result<Bytes> {
-        let mut bytes = Vec::new();
-        while let Some(part) = body.data().await {
-            bytes.extend_from_slice(&part?);
-            if bytes.len() > self.max_body { return Err(Answer::new(413, "").into()); }
-        }
-        Ok(bytes.into())
     }
 }
 
 // The parts of the path that stand where the template has {name}; None where it is another path.
 fn params(template: &str, asked: &str) -> Option<Map<String, Value>> {
-    let (mut wanted, mut given, mut params) = (template.split('/'), asked.split('/'), Map::new());
-    loop {
-        match (wanted.next(), given.next()) {
-            (None, None) => return Some(params),
-            (Some(wanted), Some(given)) if wanted == given => {}
-            (Some(wanted), Some(given)) => { params.insert(wanted.strip_prefix('{')?.strip_suffix('}')?.to_owned(), given.into()); }
+    let (mut given, mut params) = (asked.split('/'), Map::new());
+    for wanted in template.split('/') {
+        match (wanted.strip_prefix('{').and_then(|name| name.strip_suffix('}')), given.next()?) {
+            (Some(name), given) => { params.insert(name.into(), given.into()); }
+            (None, given) if given == wanted => {}
             _ => return None,
         }
     }
+    given.next().is_none().then(|| params)
 }
 
 async fn captured(response: Future<Response<Body>>) -> Result<Answer> {
@@ -117,9 +110,9 @@ impl From<Answer> for Response<Body> {
     fn from(answer: Answer) -> Response<Body> {
         let mut response = Response::new(Body::from(answer.body));
         *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        for (name, value) in answer.headers { // what is no header, by whatever language it was recorded, is left out
-            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) { response.headers_mut().append(name, value); }
-        }
+        // What is no header, by whatever language it was recorded, is left out.
+        let headers = answer.headers.into_iter().filter_map(|(n, v)| Some((HeaderName::try_from(n).ok()?, HeaderValue::try_from(v).ok()?)));
+        headers.for_each(|(name, value)| { response.headers_mut().append(name, value); });
         response
     }
 }

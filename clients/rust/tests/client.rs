@@ -1,5 +1,5 @@
 //! The calls, what an error is, and transactions.
-use crate::world::{count, id, number, pool, until};
+use crate::world::{body, count, id, number, pool, until};
 use idempotency_pg::*;
 use serde_json::json;
 use std::{sync::atomic::{AtomicU32, Ordering}, sync::Arc};
@@ -21,9 +21,9 @@ fn failed<T>(result: Result<T>) -> Kind { kind(&result.err().expect("it succeede
 async fn a_repeat_is_replayed_byte_for_byte() {
     let (pool, id) = (pool(1).await, id("POST /orders"));
     let answer = Answer::new(201, "{\"order\":  1.10}").header("content-type", "application/json").header("link", "</a>").header("link", "</b>");
-    completed(&pool, &id, &Request::body("{\"item\": 7, \"n\": 1}"), answer.header("set-cookie", "session=1")).await;
+    completed(&pool, &id, &body("{\"item\": 7, \"n\": 1}"), answer.header("set-cookie", "session=1")).await;
     let db = pool.get().await.unwrap();
-    let replayed = claim(&db, &id, &Request::body("{ \"n\": 1.0, \"item\": 7 }"), none()).await.unwrap();
+    let replayed = claim(&db, &id, &body("{ \"n\": 1.0, \"item\": 7 }"), none()).await.unwrap();
     assert_eq!((replayed.outcome, replayed.fingerprint_checked), (Outcome::Replay, Some(true)));
     assert_eq!(replayed.response_body.as_deref(), Some("{\"order\":  1.10}"));
     let answer = replayed.answer();
@@ -31,8 +31,8 @@ async fn a_repeat_is_replayed_byte_for_byte() {
     let names: Vec<_> = answer.headers.iter().map(|(name, value)| format!("{name}: {value}")).collect();
     assert_eq!(names, ["content-type: application/json", "link: </a>", "link: </b>"]);
     assert!(replayed.expires_at.unwrap().contains('T') && replayed.http_expires.unwrap().ends_with(" GMT"));
-    assert_eq!(claim(&db, &id, &Request::body("{\"item\": 8}"), none()).await.unwrap().outcome, Outcome::Mismatch);
-    assert_eq!(claim(&db, &id, &Request::NOT_COMPARED, none()).await.unwrap().fingerprint_checked, Some(false));
+    assert_eq!(claim(&db, &id, &body("{\"item\": 8}"), none()).await.unwrap().outcome, Outcome::Mismatch);
+    assert_eq!(claim(&db, &id, &Request::NotCompared, none()).await.unwrap().fingerprint_checked, Some(false));
     assert_eq!(replay(&db, &id).await.unwrap().unwrap().response_status, Some(201));
     assert_eq!(lookup(&db, &id).await.unwrap().unwrap().status.as_deref(), Some("completed"));
     assert!(lookup(&db, &crate::world::id("x")).await.unwrap().is_none());
@@ -50,8 +50,8 @@ async fn headers_that_another_language_recorded() {
 #[tokio::test]
 async fn bytes_come_back() {
     let (pool, id, all) = (pool(1).await, id("POST /blobs"), (0..=255).collect::<Vec<u8>>());
-    completed(&pool, &id, &Request::body(all.clone()), Answer::new(200, all.clone())).await;
-    let again = claim(&pool.get().await.unwrap(), &id, &Request::body(all.clone()), none()).await.unwrap();
+    completed(&pool, &id, &body(all.clone()), Answer::new(200, all.clone())).await;
+    let again = claim(&pool.get().await.unwrap(), &id, &body(all.clone()), none()).await.unwrap();
     assert_eq!(again.response_bytes, Some(all.clone()));
     assert_eq!(again.answer().body, all);
 }
@@ -66,7 +66,7 @@ async fn no_value_is_sql() {
             let mut id = id("POST /'quoted'");
             id.key += nasty;
             let options = none().lease("1 min").note(nasty).state(&json!({ nasty: nasty }));
-            let claimed = claim(&db, &id, &Request::body(nasty).with(json!({ "id": nasty })), options).await.unwrap();
+            let claimed = claim(&db, &id, &Request::With(nasty.into(), json!({ "id": nasty })), options).await.unwrap();
             assert_eq!(claimed.state, Some(json!({ nasty: nasty })));
             let answer = Answer::new(200, nasty).header("content-type", "text/plain").header("x", nasty.replace(['\n', '\r', '\0'], ""));
             complete(&db, &id, &answer, none().token(claimed.token)).await.unwrap();
@@ -76,7 +76,7 @@ async fn no_value_is_sql() {
     }
     // A NUL is refused before anything is sent, and is no reason to try again.
     let id = Id::new("test_rust", "x", "a\0b");
-    assert_eq!(failed(claim(&db, &id, &Request::body(""), none()).await), Kind::Other);
+    assert_eq!(failed(claim(&db, &id, &body(""), none()).await), Kind::Other);
     assert_eq!(failed(extend(&db, &id, none().lease("one fine day")).await), Kind::Other);
 }
 
@@ -84,21 +84,21 @@ async fn no_value_is_sql() {
 async fn json_is_encoded_once_and_what_jsonb_refuses_is_compared() {
     let pool = pool(1).await;
     let of = id("POST /orders");
-    completed(&pool, &of, &Request::body(json!({ "item": 7 }).to_string()), Answer::new(200, "")).await;
+    completed(&pool, &of, &body(json!({ "item": 7 }).to_string()), Answer::new(200, "")).await;
     let text = "SELECT outcome FROM idempotency.claim($1, $2, $3, request => '{\"item\": 7.0}')";
     let by_hand = pool.get().await.unwrap().query_one(text, &[&of.scope, &of.operation, &of.key]).await.unwrap();
     assert_eq!(by_hand.get::<_, &str>(0), "replay");
-    for body in ["{\"text\": \"\\u0000\"}", "{\"text\": \"\\ud800\"}", "{\"n\": 1e999999}", ""] {
+    for text in ["{\"text\": \"\\u0000\"}", "{\"text\": \"\\ud800\"}", "{\"n\": 1e999999}", ""] {
         let id = id("POST /orders");
-        completed(&pool, &id, &Request::body(body), Answer::new(200, "done")).await;
+        completed(&pool, &id, &body(text), Answer::new(200, "done")).await;
         let db = pool.get().await.unwrap();
-        assert_eq!(claim(&db, &id, &Request::body(body), none()).await.unwrap().outcome, Outcome::Replay, "{body}");
-        assert_eq!(claim(&db, &id, &Request::body(format!("{body} ")), none()).await.unwrap().outcome, Outcome::Mismatch, "{body}");
+        assert_eq!(claim(&db, &id, &body(text), none()).await.unwrap().outcome, Outcome::Replay, "{text}");
+        assert_eq!(claim(&db, &id, &body(format!("{text} ")), none()).await.unwrap().outcome, Outcome::Mismatch, "{text}");
     }
     let id = id("POST /orders/{id}/refunds");
-    completed(&pool, &id, &Request::body("{}").with(json!({ "id": "7" })), Answer::new(200, "done")).await;
+    completed(&pool, &id, &Request::With("{}".into(), json!({ "id": "7" })), Answer::new(200, "done")).await;
     let db = pool.get().await.unwrap();
-    let again = |body, of: &str| Request::body(body).with(json!({ "id": of }));
+    let again = |body: &str, of: &str| Request::With(body.into(), json!({ "id": of }));
     assert_eq!(claim(&db, &id, &again("{ }", "7"), none()).await.unwrap().outcome, Outcome::Replay);
     assert_eq!(claim(&db, &id, &again("{}", "8"), none()).await.unwrap().outcome, Outcome::Mismatch);
 }
@@ -107,24 +107,27 @@ async fn json_is_encoded_once_and_what_jsonb_refuses_is_compared() {
 async fn a_token_is_exact_and_opens_every_call() {
     let pool = pool(1).await;
     let db = pool.get().await.unwrap();
-    // Beyond 2^53 a float has no odd numbers.
-    db.batch_execute("SELECT setval('idempotency.token_seq', greatest(nextval('idempotency.token_seq'), 9007199254740992))").await.unwrap();
-    let (id, claimed) = loop {
-        let id = id("POST /charges");
-        let claimed = claim(&db, &id, &Request::body("1"), none().lease("1 min")).await.unwrap();
-        if claimed.token.unwrap() % 2 == 1 { break (id, claimed); }
-        assert!(release(&db, &id, none().token(claimed.token)).await.unwrap());
+    // The next token of a key is larger than the one that it has. Beyond 2^53 a float has no odd numbers.
+    let id = id("POST /charges");
+    assert!(record_failure(&db, &id, none()).await.unwrap());
+    let text = format!("UPDATE idempotency.idempotency_keys SET token = 9007199254740992 WHERE key = '{}'", id.key);
+    db.batch_execute(&text).await.unwrap();
+    let claimed = loop {
+        let claimed = claim(&db, &id, &body("1"), none().lease("1 min")).await.unwrap();
+        assert!(claimed.token.unwrap() > 9007199254740992 && claimed.lease_ms.unwrap() > 0.0);
+        if claimed.token.unwrap() % 2 == 1 { break claimed; }
+        assert!(fail(&db, &id, none().token(claimed.token)).await.unwrap());
     };
-    assert!(claimed.token.unwrap() > 9007199254740992 && claimed.lease_ms.unwrap() > 0.0);
     let owned = || none().token(claimed.token);
     assert!(extend(&db, &id, owned()).await.unwrap().contains('T'));
     assert!(checkpoint(&db, &id, owned().recovery_point("charged").state(&json!({ "charge": "ch_1" }))).await.unwrap().is_some());
     assert_eq!(Some(hold(&db, &id, owned().reason("no answer")).await.unwrap()), claimed.token);
-    assert_eq!(claim(&db, &id, &Request::body("1"), none()).await.unwrap().outcome, Outcome::Held);
+    assert_eq!(claim(&db, &id, &body("1"), none()).await.unwrap().outcome, Outcome::Held);
     assert_eq!(failed(fail(&db, &id, owned()).await), Kind::Held);
     let other = crate::world::id("x");
     assert!(record_failure(&db, &other, none().error("full")).await.unwrap());
-    assert_eq!(run(&db, &other, &Request::body("1"), "SELECT $1->'n' AS n", none().args(&json!({ "n": 1 }))).await.unwrap().outcome, Outcome::Claimed);
+    let options = none().command("SELECT $1->'n' AS n").args(&json!({ "n": 1 }));
+    assert_eq!(run(&db, &other, &body("1"), options).await.unwrap().outcome, Outcome::Claimed);
     assert_eq!(effect_key(&db, &id, none().step("charge")).await.unwrap(), effect_key(&db, &id, none().step("charge")).await.unwrap());
     let event = crate::world::id("event");
     assert_eq!((once(&db, &event, none()).await.unwrap(), once(&db, &event, none()).await.unwrap()), (true, false));
@@ -133,18 +136,18 @@ async fn a_token_is_exact_and_opens_every_call() {
 #[tokio::test]
 async fn what_a_program_does_wrong_is_noticed() {
     let (pool, id) = (pool(1).await, id("POST /orders"));
-    assert_eq!(failed(claim(&pool.get().await.unwrap(), &id, &Request::body("1"), none()).await), Kind::LeftOpen);
-    completed(&pool, &id, &Request::body("1"), Answer::new(200, "done")).await;
+    assert_eq!(failed(claim(&pool.get().await.unwrap(), &id, &body("1"), none()).await), Kind::LeftOpen);
+    completed(&pool, &id, &body("1"), Answer::new(200, "done")).await;
     let of = id.clone();
     let ignored = transaction(&pool, move |db| { let id = of.clone(); async move {
-        claim(&db, &id, &Request::body("1"), none()).await?; // a replay, and nobody looks
+        claim(&db, &id, &body("1"), none()).await?; // a replay, and nobody looks
         db.execute("INSERT INTO test_rust.orders VALUES (71)", &[]).await?;
         complete(&db, &id, &Answer::new(200, "again"), none()).await
     } }).await;
     assert_eq!((failed(ignored), count(&pool, 71).await), (Kind::NotClaimed, 0));
     let of = crate::world::id("x");
     let too_large = transaction(&pool, move |db| { let id = of.clone(); async move {
-        claim(&db, &id, &Request::body("1"), none()).await?;
+        claim(&db, &id, &body("1"), none()).await?;
         complete(&db, &id, &Answer::new(200, vec![1; 5 << 20]), none()).await
     } }).await.unwrap_err();
     assert_eq!((sqlstate(&too_large), kind(&too_large)), (Some("54000"), Kind::TooLarge));
@@ -253,10 +256,10 @@ async fn nothing_prepared_outlives_its_transaction() {
 #[tokio::test]
 async fn waiters_do_not_fill_the_pool() {
     let (pool, watch, id) = (pool(5).await, pool(1).await, id("POST /orders"));
-    let owner = claim(&watch.get().await.unwrap(), &id, &Request::body("1"), none().lease("10 min")).await.unwrap();
+    let owner = claim(&watch.get().await.unwrap(), &id, &body("1"), none().lease("10 min")).await.unwrap();
     let duplicates: Vec<_> = (0..50).map(|_| { let (pool, id) = (pool.clone(), id.clone()); tokio::spawn(async move {
         let db = pool.get().await.unwrap();
-        pool.claim(&db, &id, &Request::body("1"), none().lease("10 min").wait("1 min")).await.unwrap().outcome
+        pool.claim(&db, &id, &body("1"), none().lease("10 min").wait("1 min")).await.unwrap().outcome
     }) }).collect();
     let waiting = format!("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()
         AND query LIKE '%idempotency.claim(%{}%' AND wait_event IS NOT NULL", id.key);

@@ -1,12 +1,12 @@
 //! Work that leaves the database: what is recorded of it, when a claim's answer is lost, when the claim is, and when its owner dies.
-use crate::world::{config, count, id, pool, until};
+use crate::world::{body, config, count, id, pool, until};
 use idempotency_pg::*;
 use serde_json::json;
 use std::{env, sync::atomic::{AtomicU32, Ordering}, sync::{Arc, Mutex}, time::Duration};
 use tokio::io::{copy, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
-fn request() -> Request { Request::body("1") }
+fn request() -> Request { body("1") }
 fn lost() -> Result<Answer> { Err("no answer".into()) }
 
 async fn insert(db: Db, item: i32) -> Result<()> {

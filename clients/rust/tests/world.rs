@@ -1,5 +1,5 @@
 //! What the tests share: pools, keys, and waiting for what can be seen.
-use idempotency_pg::{Id, Pool};
+use idempotency_pg::{Id, Pool, Request};
 use std::{env, future::Future, sync::atomic::{AtomicU32, Ordering}, time::Duration};
 use tokio_postgres::Config;
 
@@ -27,6 +27,8 @@ pub fn id(operation: &str) -> Id {
     let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos();
     Id::new("test_rust", operation, &format!("{now}-{}", NEXT.fetch_add(1, Ordering::SeqCst)))
 }
+
+pub fn body(bytes: impl Into<Vec<u8>>) -> Request { Request::Body(bytes.into()) }
 
 pub async fn number(pool: &Pool, text: &str) -> i64 {
     pool.get().await.unwrap().query_one(text, &[]).await.unwrap().get(0)
