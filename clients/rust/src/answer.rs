@@ -21,7 +21,7 @@ impl Answer {
     pub fn header(mut self, name: &str, value: impl ToString) -> Answer { self.headers.push((name.into(), value.to_string())); self }
 
     /// Of leased work: rows that are written in one transaction with the record of the answer, and so once.
-    pub fn book<F: Doing<()>>(self, book: impl Fn(Db) -> F + Send + Sync + 'static) -> Answer {
+    pub fn book<F: Doing<()>>(self, book: impl Fn(Db) -> F + Shared) -> Answer {
         Answer { book: Some(Arc::new(move |db| Box::pin(book(db)))), ..self }
     }
 

@@ -8,6 +8,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Something that is done in a task, so it owns what it works with.
 pub trait Doing<T>: Future<Output = Result<T>> + Send + 'static {}
 impl<T, F: Future<Output = Result<T>> + Send + 'static> Doing<T> for F {}
+/// Something that several tasks may use.
+pub trait Shared: Send + Sync + 'static {}
+impl<S: Send + Sync + 'static> Shared for S {}
 
 macro_rules! wrappers { ($($name:ident)*) => { $(
     #[derive(Debug)] pub struct $name(pub Error);

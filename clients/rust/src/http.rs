@@ -50,7 +50,7 @@ const PROBLEMS: &[(&str, u16, &str, &str)] = &[
     ("redacted", 410, "The answer for this Idempotency-Key is gone", "The request was done, and its answer was removed."),
     ("too-large", 500, "The answer for this Idempotency-Key is too large", "It cannot be recorded, and a repeat would fail again."),
     ("unavailable", 503, "Idempotency-Key cannot be checked now", "Send the same request with the same key again later."),
-    ("internal", 500, "Internal Server Error", "Nothing was recorded."),
+    ("error", 500, "Internal Server Error", "Nothing was recorded."),
 ];
 
 /// How a request is answered, once its identity is known. `documentation` is a URL, for problems and with 400; `lifetime_header` sends
@@ -78,7 +78,7 @@ impl Core {
             (_, Kind::Retry | Kind::Unavailable) => "unavailable",
             (_, Kind::WaitTimeout | Kind::StaleClaim) => "in-progress",
             (_, Kind::Held) => "held", (_, Kind::Redacted) => "redacted", (_, Kind::TooLarge) => "too-large",
-            _ => { (self.report)(&error); "internal" }
+            _ => { (self.report)(&error); "error" }
         };
         self.problem(name, 0)
     }
@@ -97,12 +97,11 @@ impl Core {
     }
 
     /// `work` in the transaction of the claim, again after a serialization failure. An answer below 500 is recorded.
-    pub async fn once<F, W>(&self, id: Id, request: Request, options: Options, work: W) -> Result<Answer>
-    where F: Doing<Answer>, W: Fn(Db) -> F + Send + Sync + 'static {
-        let all = Arc::new((self.clone(), id, request, options, work));
+    pub async fn once<F: Doing<Answer>>(&self, id: Id, body: Request, options: Options, work: impl Fn(Db) -> F + Shared) -> Result<Answer> {
+        let all = Arc::new((self.clone(), id, body, options, work));
         transaction(&self.pool, move |db| { let all = all.clone(); async move {
-            let (core, id, request, options, work) = &*all;
-            let claim = core.pool.claim(&db, id, request, options.clone()).await?;
+            let (core, id, body, options, work) = &*all;
+            let claim = core.pool.claim(&db, id, body, options.clone()).await?;
             if claim.outcome != Outcome::Claimed { return Ok(core.without_work(&claim)); }
             let answer = work(db.clone()).await?;
             if answer.status >= 500 { return Err(answer.into()); }

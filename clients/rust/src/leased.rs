@@ -1,6 +1,7 @@
 //! Work that leaves the database: the claim is committed first, with a lease, and what became of the work is recorded afterwards.
 use crate::*;
-use std::{future, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
+use tokio::time::{sleep, timeout};
 
 /// What the work gets: `claim.state` is what it was given, or that of the last checkpoint.
 #[derive(Clone, Debug)]
@@ -10,15 +11,14 @@ pub struct Attempt { pub claim: Record, pub effect_key: String }
 /// `NothingHappened` lets the next attempt do it; any other error, or a panic, means that nobody knows, and the key is held for a person.
 #[derive(Clone)]
 pub struct Job { step: String, lease: String, work: Arc<dyn Fn(Attempt) -> Future<Answer> + Send + Sync> }
-
 impl Job {
     /// The lease is renewed three times in its length. Work whose claim is somebody else's by now is aborted at its next `await`.
-    pub fn new<F: Doing<Answer>>(step: &str, lease: &str, work: impl Fn(Attempt) -> F + Send + Sync + 'static) -> Job {
+    pub fn new<F: Doing<Answer>>(step: &str, lease: &str, work: impl Fn(Attempt) -> F + Shared) -> Job {
         Job { step: step.into(), lease: lease.into(), work: Arc::new(move |attempt| Box::pin(work(attempt))) }
     }
 }
 
-async fn despite_loss<T, F: future::Future<Output = Result<T>>>(call: impl Fn() -> F) -> Result<T> {
+async fn despite_loss<T, F: std::future::Future<Output = Result<T>>>(call: impl Fn() -> F) -> Result<T> {
     again(&[Kind::Unavailable, Kind::Retry], 6, call).await
 }
 
@@ -38,21 +38,17 @@ pub async fn run_leased(pool: &Pool, id: &Id, request: &Request, job: &Job, opti
 pub async fn completer(pool: Pool, operation: &str, job: Job, report: impl Fn(Error)) {
     let options = Options::new().operation(operation).lease(&*job.lease).max_rows(2);
     loop {
-        let claims = async { claim_abandoned(&*pool.get().await?, options.clone()).await };
-        match claims.await {
-            Err(error) => report(error), // such as a database that is down: later, then
-            Ok(claims) => {
-                let begun: Vec<_> = claims.into_iter().map(|claim| tokio::spawn(finish(pool.clone(), job.clone(), claim))).collect();
-                for one in begun { one.await.unwrap_or_else(|panic| Err(panic.into())).map_or_else(&report, drop); }
-            }
-        }
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        let claims = async { claim_abandoned(&*pool.get().await?, options.clone()).await }.await;
+        let begin = |claim| tokio::spawn(finish(pool.clone(), job.clone(), claim));
+        // An error is such as a database that is down: later, then.
+        let begun: Vec<_> = claims.map_err(&report).unwrap_or_default().into_iter().map(begin).collect();
+        for one in begun { one.await.unwrap_or_else(|panic| Err(panic.into())).map_or_else(&report, drop); }
+        sleep(Duration::from_secs(1)).await;
     }
 }
 
 async fn finish(pool: Pool, job: Job, mut claim: Record) -> Result<(Record, Option<Answer>)> {
-    let (id, token) = (claim.id.clone(), claim.token);
-    let effect_key = despite_loss(|| async { effect_key(&*pool.get().await?, &id, Options::new().step(&*job.step)).await }).await;
+    let effect_key = despite_loss(|| async { effect_key(&*pool.get().await?, &claim.id, Options::new().step(&*job.step)).await }).await;
     let worked = match effect_key {
         Ok(effect_key) => beating(&pool, &job, Attempt { claim: claim.clone(), effect_key }).await?,
         Err(error) => Err(NothingHappened(error).into()),
@@ -61,20 +57,17 @@ async fn finish(pool: Pool, job: Job, mut claim: Record) -> Result<(Record, Opti
         Ok(answer) => answer,
         Err(why) => return settle(&pool, &mut claim, &why).await.map(|()| (claim, None)),
     };
-    let all = Arc::new((id.clone(), answer.clone()));
-    let booked = despite_loss(|| {
-        let all = all.clone();
-        transaction(&pool, move |db| { let all = all.clone(); async move {
-            if let Some(book) = &all.1.book { book(db.clone()).await?; }
-            complete(&db, &all.0, &all.1, Options::new().token(token).refuse_repeat(true)).await
-        } })
-    });
-    let error = match booked.await {
-        Ok(recorded) => return Ok((Record { http_expires: recorded.http_expires, expires_at: recorded.expires_at, ..claim }, Some(answer))),
+    let all = Arc::new((claim.id.clone(), answer.clone(), Options::new().token(claim.token).refuse_repeat(true)));
+    let book = move |db: Db| { let all = all.clone(); async move {
+        if let Some(book) = &all.1.book { book(db.clone()).await?; }
+        complete(&db, &all.0, &all.1, all.2.clone()).await
+    } };
+    let error = match despite_loss(|| transaction(&pool, book.clone())).await {
+        Ok(done) => return Ok((Record { http_expires: done.http_expires, expires_at: done.expires_at, ..claim }, Some(answer))),
         Err(error) => error,
     };
     if reason(&error) == Some("completed") { // the answer to COMMIT was lost, or a person was faster: what is recorded is what counts
-        let recorded = replay(&*pool.get().await?, &id).await?.ok_or(error)?;
+        let recorded = replay(&*pool.get().await?, &claim.id).await?.ok_or(error)?;
         return Ok((Record { outcome: Outcome::Replay, ..recorded }, None));
     }
     if !matches!(kind(&error), Kind::Unavailable | Kind::StaleClaim) {
@@ -85,20 +78,16 @@ async fn finish(pool: Pool, job: Job, mut claim: Record) -> Result<(Record, Opti
 
 // What a repeat finds settled was settled by the call whose answer was lost, or is somebody else's by now.
 async fn settle(pool: &Pool, claim: &mut Record, why: &Error) -> Result<()> {
-    let failed = why.is::<NothingHappened>();
     // A page of HTML would be too large to be recorded, and a NUL cannot be sent.
     let text: String = why.to_string().chars().filter(|one| *one != '\0').take(1000).collect();
-    let options = || Options::new().token(claim.token);
+    let (id, failed, options) = (&claim.id, why.is::<NothingHappened>(), Options::new().token(claim.token));
     let settled = despite_loss(|| async { match failed {
-        true => fail(&*pool.get().await?, &claim.id, options().error(&*text)).await.map(drop),
-        false => hold(&*pool.get().await?, &claim.id, options().reason(&*text)).await.map(drop),
-    } });
-    match settled.await {
-        Err(error) if !matches!(kind(&error), Kind::StaleClaim | Kind::NotClaimed | Kind::Held) => return Err(error),
-        _ => claim.outcome = if failed { Outcome::Failed } else { Outcome::Held },
-    }
+        true => fail(&*pool.get().await?, id, options.clone().error(&*text)).await.map(drop),
+        false => hold(&*pool.get().await?, id, options.clone().reason(&*text)).await.map(drop),
+    } }).await;
+    claim.outcome = if failed { Outcome::Failed } else { Outcome::Held };
     claim.last_error = Some(text);
-    Ok(())
+    settled.or_else(|error| match kind(&error) { Kind::StaleClaim | Kind::NotClaimed | Kind::Held => Ok(()), _ => Err(error) })
 }
 
 // Three beats to a lease. Who has lost the claim is stopped, and has nothing to record; who cannot reach the database goes on.
@@ -107,9 +96,8 @@ async fn beating(pool: &Pool, job: &Job, attempt: Attempt) -> Result<Result<Answ
     let third = Duration::from_secs_f64(attempt.claim.lease_ms.unwrap_or(60_000.0).max(3.0) / 3000.0);
     let mut work = tokio::spawn((job.work)(attempt));
     loop {
-        if let Ok(done) = tokio::time::timeout(third, &mut work).await { return Ok(done.unwrap_or_else(|panic| Err(panic.into()))); }
-        let beat = async { extend(&*pool.get().await?, &id, options.clone()).await };
-        match beat.await {
+        if let Ok(done) = timeout(third, &mut work).await { return Ok(done.unwrap_or_else(|panic| Err(panic.into()))); }
+        match async { extend(&*pool.get().await?, &id, options.clone()).await }.await {
             Err(lost) if !matches!(kind(&lost), Kind::Unavailable | Kind::Retry) => { work.abort(); return Err(lost); }
             _ => {}
         }

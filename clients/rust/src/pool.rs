@@ -9,12 +9,12 @@ pub type Future<T> = Pin<Box<dyn std::future::Future<Output = Result<T>> + Send>
 /// A connection, or the transaction that is open on it. A clone is the same one; when the last is dropped it goes back.
 #[derive(Clone)]
 pub struct Db(Arc<dyn Deref<Target = Client> + Send + Sync>);
-impl Db { pub fn new(connection: impl Deref<Target = Client> + Send + Sync + 'static) -> Db { Db(Arc::new(connection)) } }
+impl Db { pub fn new(connection: impl Deref<Target = Client> + Shared) -> Db { Db(Arc::new(connection)) } }
 impl Deref for Db { type Target = Client; fn deref(&self) -> &Client { &self.0 } }
 
 /// Whatever gives connections, such as a pool of deadpool or bb8: nobody else uses one before it is dropped.
-pub trait Connections: Send + Sync + 'static { fn get(&self) -> Future<Db>; }
-impl<F: Doing<Db>, C: Fn() -> F + Send + Sync + 'static> Connections for C { fn get(&self) -> Future<Db> { Box::pin(self()) } }
+pub trait Connections: Shared { fn get(&self) -> Future<Db>; }
+impl<F: Doing<Db>, C: Fn() -> F + Shared> Connections for C { fn get(&self) -> Future<Db> { Box::pin(self()) } }
 
 #[derive(Clone)]
 pub struct Pool { connections: Arc<dyn Connections>, waiters: Arc<Semaphore> }
@@ -24,7 +24,7 @@ impl Pool {
     }
 
     /// This crate's own: a limit, and a list of those that nobody uses. `connect` makes one, by TLS where that is wanted.
-    pub fn new<F: Doing<Client>>(connect: impl Fn() -> F + Send + Sync + 'static, size: usize) -> Pool {
+    pub fn new<F: Doing<Client>>(connect: impl Fn() -> F + Shared, size: usize) -> Pool {
         let all = (Arc::new(connect), Arc::new(Semaphore::new(size)), Arc::new(Mutex::new(Vec::<Arc<Client>>::new())));
         Pool::of(move || { let (connect, free, idle) = all.clone(); async move {
             let permit = free.acquire_owned().await?;
@@ -60,7 +60,7 @@ impl Deref for Lent { type Target = Client; fn deref(&self) -> &Client { &self.0
 impl Drop for Lent { fn drop(&mut self) { self.1.lock().unwrap().push(self.0.clone()); } }
 
 /// BEGIN, `work` on the connection, COMMIT; all of it again where the server asks for that. It comes to its end even if nobody waits.
-pub async fn transaction<T: Send + 'static, F: Doing<T>>(pool: &Pool, work: impl Fn(Db) -> F + Send + Sync + 'static) -> Result<T> {
+pub async fn transaction<T: Send + 'static, F: Doing<T>>(pool: &Pool, work: impl Fn(Db) -> F + Shared) -> Result<T> {
     let pool = pool.clone();
     apart(async move { again(&[Kind::Retry], 5, || attempt(&pool, &work)).await }).await
 }

@@ -4,28 +4,22 @@ use hyper::{body::{Bytes, HttpBody}, header::{HeaderName, HeaderValue}, http::re
 use serde_json::{Map, Value};
 use std::{convert::Infallible, sync::Arc};
 
-/// What a handler gets. It writes by `db`: what goes another way is not rolled back with the rest. `params` are the path's, as they are there.
+/// What a handler gets. It writes by `db`: what goes another way is not rolled back with the rest. `params` are the path's, not decoded.
 #[derive(Clone)]
 pub struct Call { pub parts: Arc<Parts>, pub params: Map<String, Value>, pub body: Bytes, pub db: Db }
 
-enum Work {
-    Once(Arc<dyn Fn(Call) -> Future<Response<Body>> + Send + Sync>),
-    Leased(Job, Box<dyn Fn(&Parts, &[u8]) -> Result<Value> + Send + Sync>),
-}
+type Handler<Asked> = Arc<dyn Fn(Asked) -> Future<Response<Body>> + Send + Sync>;
+enum Work { Once(Handler<Call>), Leased(Job, Box<dyn Fn(&Parts, &[u8]) -> Result<Value> + Send + Sync>) }
+type Scope = Arc<dyn Fn(&Parts) -> Option<String> + Send + Sync>;
+type Route = Arc<(String, Options, Work)>;
 
 /// Routes are named by their operation, method and template: "POST /orders/{id}/refunds".
 #[derive(Clone)]
-pub struct Api {
-    pub core: Core,
-    pub max_body: usize,
-    scope: Arc<dyn Fn(&Parts) -> Option<String> + Send + Sync>,
-    routes: Vec<Arc<(String, Options, Work)>>,
-    otherwise: Arc<dyn Fn(hyper::Request<Body>) -> Future<Response<Body>> + Send + Sync>,
-}
+pub struct Api { pub core: Core, pub max_body: usize, scope: Scope, routes: Vec<Route>, otherwise: Handler<hyper::Request<Body>> }
 
 impl Api {
     /// The scope is the account that was authenticated; without one the answer is a 401.
-    pub fn new(pool: &Pool, scope: impl Fn(&Parts) -> Option<String> + Send + Sync + 'static) -> Api {
+    pub fn new(pool: &Pool, scope: impl Fn(&Parts) -> Option<String> + Shared) -> Api {
         let (pool, documentation) = (pool.clone(), "https://developer.example.com/idempotency".into());
         let core = Core { pool, documentation, lifetime_header: false, report: Arc::new(|error| eprintln!("{error}")) };
         let api = Api { core, max_body: 8 << 20, scope: Arc::new(scope), routes: Vec::new(), otherwise: Arc::new(|_| unreachable!()) };
@@ -34,14 +28,12 @@ impl Api {
 
     /// The handler works in the transaction of the claim, and may be run again after a serialization failure. An error, a panic and a 5xx
     /// undo everything; what is below 500 is recorded. An `Answer` that is returned as the error is sent and not recorded.
-    pub fn once<F, H>(self, operation: &str, options: Options, handler: H) -> Api
-    where F: Doing<Response<Body>>, H: Fn(Call) -> F + Send + Sync + 'static {
+    pub fn once<F: Doing<Response<Body>>>(self, operation: &str, options: Options, handler: impl Fn(Call) -> F + Shared) -> Api {
         self.route(operation, options, Work::Once(Arc::new(move |call| Box::pin(handler(call)))))
     }
 
     /// Work that leaves the database. The state is what it needs, without the request; where it cannot be made the error is answered.
-    pub fn leased<S>(self, operation: &str, options: Options, job: &Job, state: S) -> Api
-    where S: Fn(&Parts, &[u8]) -> Result<Value> + Send + Sync + 'static {
+    pub fn leased(self, operation: &str, options: Options, job: &Job, state: impl Fn(&Parts, &[u8]) -> Result<Value> + Shared) -> Api {
         self.route(operation, options, Work::Leased(job.clone(), Box::new(state)))
     }
 
@@ -51,7 +43,7 @@ impl Api {
     }
 
     /// What answers requests that no route is for.
-    pub fn otherwise<F: Doing<Response<Body>>>(self, handler: impl Fn(hyper::Request<Body>) -> F + Send + Sync + 'static) -> Api {
+    pub fn otherwise<F: Doing<Response<Body>>>(self, handler: impl Fn(hyper::Request<Body>) -> F + Shared) -> Api {
         Api { otherwise: Arc::new(move |request| Box::pin(handler(request))), ..self }
     }
 
@@ -65,7 +57,7 @@ impl Api {
         Ok(answered.unwrap_or_else(|error| self.core.failed(error).into()))
     }
 
-    async fn answer_by(&self, route: &(String, Options, Work), params: Map<String, Value>, asked: hyper::Request<Body>) -> Result<Answer> {
+    async fn answer_by(&self, route: &Route, params: Map<String, Value>, asked: hyper::Request<Body>) -> Result<Answer> {
         let ((parts, mut rest), mut body) = (asked.into_parts(), Vec::new());
         let scope = (self.scope)(&parts).ok_or_else(|| Answer::json(401, &"who is it?".into()))?;
         let lines: Vec<_> = parts.headers.get_all("idempotency-key").iter().map(HeaderValue::as_bytes).collect();

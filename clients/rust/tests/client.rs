@@ -212,7 +212,7 @@ async fn a_transaction_is_all_or_nothing() {
 
 #[tokio::test]
 async fn who_goes_away_leaves_nothing_half_done() {
-    let pool = pool(1).await;
+    let (pool, watch) = (pool(1).await, pool(1).await);
     let began = Arc::new(tokio::sync::Notify::new());
     let (told, waiting) = (began.clone(), began.clone());
     let work = transaction(&pool, move |db| { let told = told.clone(); async move {
@@ -223,7 +223,7 @@ async fn who_goes_away_leaves_nothing_half_done() {
         Ok(())
     } });
     tokio::select! { _ = work => panic!("it was to be left"), _ = waiting.notified() => {} }
-    until("the transaction ends", || async { count(&pool, 74).await == 2 }).await;
+    until("the transaction ends", || async { count(&watch, 74).await == 2 }).await;
     pool.get().await.unwrap().batch_execute("DELETE FROM test_rust.orders WHERE item = 74").await.unwrap();
 }
 
