@@ -4,6 +4,7 @@ use hyper::{header, http::request::Parts, Body, Method, Response, Server};
 use idempotency_pg::{completer, transaction, Answer, Api, Attempt, Call, Db, Error, Job, NothingHappened, Options, Pool, Result};
 use serde_json::{json, Value};
 use std::{collections::hash_map::RandomState, convert::Infallible, env, hash::{BuildHasher, Hasher}, time::Duration};
+use tokio_postgres::SimpleQueryMessage;
 
 fn setting(name: &str, default: &str) -> String {
     env::var(name).unwrap_or_else(|_| default.to_owned())
@@ -80,9 +81,10 @@ async fn blob(call: Call) -> Result<Response<Body>> {
 async fn reading(pool: Pool, request: hyper::Request<Body>) -> Result<Response<Body>> {
     let (parts, _) = request.into_parts();
     if (&parts.method, parts.uri.path()) == (&Method::GET, "/health") {
-        let critical = "SELECT check_name FROM idempotency.health() WHERE status = 'critical'";
-        let rows = async { Ok::<_, Error>(pool.get().await?.simple_query(critical).await?.len()) };
-        return Ok(Answer::new(if matches!(rows.await, Ok(1)) { 200 } else { 503 }, "").into()); // the end of the command is one message
+        let critical = "SELECT 1 FROM idempotency.health() WHERE status = 'critical'";
+        let answer = async { Ok::<_, Error>(pool.get().await?.simple_query(critical).await?) }.await;
+        let healthy = answer.map_or(false, |messages| !messages.iter().any(|one| matches!(one, SimpleQueryMessage::Row(_))));
+        return Ok(Answer::new(if healthy { 200 } else { 503 }, "").into());
     }
     let user = user(&parts).ok_or_else(|| Answer::json(401, &json!({ "error": "who is it?" })))?;
     let (write, read, name) = match (&parts.method, parts.uri.path()) {

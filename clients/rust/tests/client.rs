@@ -240,8 +240,8 @@ async fn a_lost_connection_is_replaced() {
 async fn nothing_prepared_outlives_its_transaction() {
     let pool = pool(1).await;
     let prepared = || async {
-        let rows = pool.get().await.unwrap().simple_query("SELECT name FROM pg_prepared_statements").await.unwrap();
-        rows.len() - 1 // the end of the command
+        let answer = pool.get().await.unwrap().simple_query("SELECT name FROM pg_prepared_statements").await.unwrap();
+        answer.iter().filter(|one| matches!(one, tokio_postgres::SimpleQueryMessage::Row(_))).count()
     };
     transaction(&pool, |db| async move {
         db.query("SELECT $1::int, $2::text, now()", &[&1, &"x"]).await?;
