@@ -131,7 +131,7 @@ async fn charge(attempt: Attempt) -> Result<Answer> {
     match status {
         200 => {}
         402 => return Ok(Answer::json(402, &json!({ "declined": true }))),
-        _ => return Err(format!("the network answered {status}").into()),
+        _ => return Err(format!("the network answered {status}: {}", String::from_utf8_lossy(&body)).into()),
     }
     let charge = serde_json::from_slice::<Value>(&body)?["charge"].as_str().ok_or("no charge")?.to_owned();
     let _ = ask(format!("/after?key={key}"), None).await;

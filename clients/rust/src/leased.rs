@@ -59,8 +59,10 @@ async fn finish(pool: Pool, job: Job, mut claim: Record) -> Result<(Record, Opti
     };
     let all = Arc::new((claim.id.clone(), answer.clone(), Options::new().token(claim.token).refuse_repeat(true)));
     let book = move |db: Db| { let all = all.clone(); async move {
+        // First, so that a repeat of what was committed learns that from it, and not from a unique key of book's.
+        let done = complete(&db, &all.0, &all.1, all.2.clone()).await?;
         if let Some(book) = &all.1.book { book(db.clone()).await?; }
-        complete(&db, &all.0, &all.1, all.2.clone()).await
+        Ok(done)
     } };
     let error = match despite_loss(|| transaction(&pool, book.clone())).await {
         Ok(done) => return Ok((Record { http_expires: done.http_expires, expires_at: done.expires_at, ..claim }, Some(answer))),
