@@ -53,9 +53,9 @@ CREATE TABLE idempotency_shard.fence_changes
 	number	pg_catalog.int8 NOT NULL
 );
 COMMENT ON TABLE idempotency_shard.fence_changes IS
-	'One row, written with every change of the fences';
+	'One row, written with every new fence';
 COMMENT ON COLUMN idempotency_shard.fence_changes.number IS
-	'How often they changed';
+	'How often one was put up';
 INSERT INTO idempotency_shard.fence_changes VALUES (0);
 
 -- What goes along. The keys come first: they decide.
@@ -168,32 +168,27 @@ $$;
 COMMENT ON FUNCTION idempotency_shard.lock_tables IS
 	'Waits until nobody is writing to the tables that move, and keeps others from it until the transaction ends';
 
-CREATE FUNCTION idempotency_shard.set_triggers()
+CREATE FUNCTION idempotency_shard.create_triggers()
 RETURNS void
 LANGUAGE plpgsql
 AS $$
 DECLARE
-	needed pg_catalog.bool := EXISTS (SELECT FROM idempotency_shard.fences);
 	t pg_catalog.record;
 BEGIN
 	FOR t IN
-		SELECT s.relation, s.scope_column, EXISTS (SELECT FROM pg_catalog.pg_trigger AS g
-			WHERE g.tgrelid OPERATOR(pg_catalog.=) s.relation AND g.tgname OPERATOR(pg_catalog.=) 'refuse_fenced') AS there
-		FROM idempotency_shard.tables AS s
+		SELECT s.relation, s.scope_column FROM idempotency_shard.tables AS s
+		WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_trigger AS g
+			WHERE g.tgrelid OPERATOR(pg_catalog.=) s.relation AND g.tgname OPERATOR(pg_catalog.=) 'refuse_fenced')
 	LOOP
-		IF needed AND NOT t.there THEN
-			EXECUTE pg_catalog.format('CREATE TRIGGER refuse_fenced BEFORE INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW EXECUTE FUNCTION %s',
-				t.relation, CASE WHEN t.relation OPERATOR(pg_catalog.=) 'idempotency.idempotency_keys'::pg_catalog.regclass
-					THEN 'idempotency_shard.refuse_fenced_key()'
-					ELSE pg_catalog.format('idempotency_shard.refuse_fenced(%L)', t.scope_column) END);
-		ELSIF t.there AND NOT needed THEN
-			EXECUTE pg_catalog.format('DROP TRIGGER refuse_fenced ON %s', t.relation);
-		END IF;
+		EXECUTE pg_catalog.format('CREATE TRIGGER refuse_fenced BEFORE INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW EXECUTE FUNCTION %s',
+			t.relation, CASE WHEN t.relation OPERATOR(pg_catalog.=) 'idempotency.idempotency_keys'::pg_catalog.regclass
+				THEN 'idempotency_shard.refuse_fenced_key()'
+				ELSE pg_catalog.format('idempotency_shard.refuse_fenced(%L)', t.scope_column) END);
 	END LOOP;
 END
 $$;
-COMMENT ON FUNCTION idempotency_shard.set_triggers IS
-	'Puts the triggers on the tables, or takes them off if there is no fence';
+COMMENT ON FUNCTION idempotency_shard.create_triggers IS
+	'Puts the triggers on the tables that do not have them';
 
 CREATE FUNCTION idempotency_shard.has_rows(scope pg_catalog.text)
 RETURNS pg_catalog.bool
@@ -234,49 +229,51 @@ BEGIN
 	ON CONFLICT ON CONSTRAINT fences_pkey DO UPDATE SET coming = $2, since = pg_catalog.clock_timestamp()
 	WHERE f.coming OPERATOR(pg_catalog.<>) $2;
 	UPDATE idempotency_shard.fence_changes SET number = number OPERATOR(pg_catalog.+) 1;
-	PERFORM idempotency_shard.set_triggers();
+	PERFORM idempotency_shard.create_triggers();
 END
 $$;
 COMMENT ON FUNCTION idempotency_shard.fence IS
 	'From its commit on no row of the scope can be written here, and whoever was writing one has committed or failed';
 
+-- Locks nothing: who does not see yet that it is gone is refused, and asks again. The
+-- triggers stay, since to take them off one has to wait even for readers.
 CREATE FUNCTION idempotency_shard.lift(scope pg_catalog.text)
 RETURNS pg_catalog.bool
 LANGUAGE plpgsql
 AS $$
-DECLARE
-	was_there pg_catalog.bool;
 BEGIN
-	PERFORM idempotency_shard.lock_tables();
 	DELETE FROM idempotency_shard.fences AS f WHERE f.scope OPERATOR(pg_catalog.=) $1;
-	was_there := FOUND;
-	UPDATE idempotency_shard.fence_changes SET number = number OPERATOR(pg_catalog.+) 1;
-	PERFORM idempotency_shard.set_triggers();
-	RETURN was_there;
+	RETURN FOUND;
 END
 $$;
 COMMENT ON FUNCTION idempotency_shard.lift IS
 	'Takes the fence of a scope away; true if there was one';
 
--- Those of scopes that have left. Not before every connection that may still have sent
--- a call here by the old route is gone.
+-- Not before every connection that may still have sent a call here by an old route is
+-- gone.
 CREATE FUNCTION idempotency_shard.lift_old(older_than pg_catalog.interval)
 RETURNS pg_catalog.int8
 LANGUAGE plpgsql
+SET lock_timeout = '2s'
 AS $$
 DECLARE
-	old_one pg_catalog.record;
-	lifted pg_catalog.int8 := 0;
+	lifted pg_catalog.int8;
+	t pg_catalog.record;
 BEGIN
-	FOR old_one IN
-		SELECT f.scope FROM idempotency_shard.fences AS f
-		WHERE NOT f.coming AND f.since OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) older_than)
-	LOOP
-		IF NOT idempotency_shard.has_rows(old_one.scope) THEN
-			PERFORM idempotency_shard.lift(old_one.scope);
-			lifted := lifted OPERATOR(pg_catalog.+) 1;
-		END IF;
-	END LOOP;
+	DELETE FROM idempotency_shard.fences AS f
+	WHERE NOT f.coming AND f.since OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) older_than)
+		AND NOT idempotency_shard.has_rows(f.scope);
+	GET DIAGNOSTICS lifted = ROW_COUNT;
+	IF NOT EXISTS (SELECT FROM idempotency_shard.fences) THEN
+		FOR t IN
+			SELECT g.tgrelid::pg_catalog.regclass AS relation FROM pg_catalog.pg_trigger AS g
+			JOIN idempotency_shard.tables AS s ON s.relation OPERATOR(pg_catalog.=) g.tgrelid
+			WHERE g.tgname OPERATOR(pg_catalog.=) 'refuse_fenced'
+			ORDER BY s.place, s.relation::pg_catalog.oid
+		LOOP
+			EXECUTE pg_catalog.format('DROP TRIGGER refuse_fenced ON %s', t.relation);
+		END LOOP;
+	END IF;
 	RETURN lifted;
 END
 $$;
