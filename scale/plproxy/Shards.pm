@@ -21,7 +21,7 @@ our @EXPORT = qw($work server psql database_at connect_to promise count finish w
 
 our $work = $ENV{WORK};
 my $bindir = $ENV{BINDIR};
-my ($failed, %numbers, @order) = (0);
+my ($failed, @numbers) = (0);
 
 # Of the cluster that routes by scope; the fifth comes later.
 our @shards = ([ a => 's0' ], [ a => 's1' ], [ b => 's2' ], [ b => 's3' ]);
@@ -43,16 +43,13 @@ sub promise
 
 sub count
 {
-	my ($name, $number) = @_;
-
-	push @order, $name unless exists $numbers{$name};
-	$numbers{$name} = $number;
+	push @numbers, [@_];
 	return;
 }
 
 sub finish
 {
-	print "\n", map { sprintf "%-58s %s\n", $_, $numbers{$_} } @order;
+	print "\n", map { sprintf "%-62s %s\n", @$_ } @numbers;
 	print $failed ? "FAILED: $failed\n" : "all ok\n";
 	exit($failed ? 1 : 0);
 }
