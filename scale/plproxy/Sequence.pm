@@ -67,6 +67,10 @@ SELECT idempotency.forget($id, 'late')
 SELECT idempotency.forget($id, 'late', force => true)
 SELECT idempotency.complete($id, 'late', 200, token => {l})
 SELECT idempotency.extend($id, 'late', token => {l} + 1000000000)
+# as the clients of this repository write it
+SELECT to_json(result)->>'outcome', to_json(result)->'created_at' FROM idempotency.claim('acme', 'client', 'c', request => '{"b": 1}'::text::jsonb, lease => '60000 ms'::interval, claim_id => '33333333-3333-4333-8333-333333333333'::uuid) AS result WHERE false
+SELECT coalesce(to_json(result), 'null')::text FROM idempotency.replay('acme', 'client', 'none') AS result
+SELECT result FROM idempotency.once('acme', 'client', 'o', ttl => '1 day') AS result
 # driven to its end
 SELECT outcome FROM idempotency.claim('acme', 'ship', 'p', lease => '1 microsecond', state => '{"parcel": 7}', note => 'n')
 SELECT scope, operation, key, attempt, recovery_point, state, note, last_error, token > 0, created_at < locked_until FROM idempotency.claim_abandoned('ship', lease => '1 hour', max_rows => 5)

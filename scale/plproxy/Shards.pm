@@ -30,7 +30,8 @@ $| = 1;
 
 # ---- promises and numbers ------------------------------------------------------------
 
-sub promise
+# With a prototype, or a comparison that does not match would leave its place to the words.
+sub promise($$@)
 {
 	my ($kept, $words, @why) = @_;
 

@@ -74,6 +74,31 @@ my $types = q{
 	WHERE c.relnamespace = 'idempotency'::regnamespace AND c.relkind = 'c'};
 promise($direct->ok($types)->value eq $front->ok($types)->value, 'the result types are the same');
 
+# Whatever is made has a comment, and nothing of it is for everybody.
+my $bare = q{
+	SELECT p.pronamespace::regnamespace || '.' || p.proname || ': ' || concat_ws(', ', CASE WHEN d.description IS NULL THEN 'no comment' END,
+		CASE WHEN p.proacl IS NULL OR EXISTS (SELECT FROM aclexplode(p.proacl) AS a WHERE a.grantee = 0) THEN 'for everybody' END)
+	FROM pg_proc AS p LEFT JOIN pg_description AS d ON d.objoid = p.oid AND d.classoid = 'pg_proc'::regclass
+	WHERE p.pronamespace::regnamespace::text ~ '^idempotency' AND p.proname !~ '^(forget_scope_on_delete|maintain)$'
+		AND (d.description IS NULL OR p.proacl IS NULL OR EXISTS (SELECT FROM aclexplode(p.proacl) AS a WHERE a.grantee = 0))
+	UNION ALL
+	SELECT c.oid::regclass || coalesce('.' || a.attname, '') || ': no comment'
+	FROM pg_class AS c LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND c.relkind IN ('r', 'c')
+	WHERE c.relnamespace::regnamespace::text ~ '^idempotency' AND c.relkind IN ('r', 'v', 'c') AND col_description(c.oid, a.attnum) IS NULL AND obj_description(c.oid, 'pg_class') IS NULL
+		AND obj_description(c.reltype, 'pg_type') IS NULL
+	ORDER BY 1};
+foreach my $where ([ a => 'front' ], [ a => 's0' ])
+{
+	my @bare = map { $_->[0] } @{ connect_to(@$where)->ok($bare)->rows };
+	promise(!@bare, "$where->[1]: every object has a comment, and no function is for everybody", @bare);
+}
+
+# What cannot be set up says why.
+psql('a', 'postgres', '-c', 'CREATE DATABASE wrong');
+psql('a', 'wrong', '-c', 'CREATE EXTENSION plproxy');
+promise(!eval { psql('a', 'wrong', '-f', "$ENV{SQL}/front.sql"); 1 } && $@ =~ /no foreign server/ && $@ =~ /HINT/, 'front.sql without a server says what to make', $@);
+promise(!eval { psql('a', 'wrong', '-v', 'route_by=moon', '-f', "$ENV{SQL}/front.sql"); 1 } && $@ =~ /neither "scope" nor "identity"/, 'so it does of a way of routing that there is not', $@);
+
 my $tested = Sequence::names();
 my $functions = $direct->ok(q{
 	SELECT proname FROM pg_proc WHERE pronamespace = 'idempotency'::regnamespace
@@ -108,6 +133,8 @@ promise(3 == (uniq grep { defined } map { m{^IK001 .*/ reason: (\w+)} ? $1 : und
 	promise(connect_to('a', 'front', user => 'watch')->ok(q{SELECT sum(keys) FROM idempotency.keys_by_scope WHERE scope = 'app:1'})->value == 2, 'a monitor sees numbers of all shards');
 	promise(connect_to('a', 'front', user => 'support')->ok(q{SELECT idempotency.forget_scope('app:1', true)})->value == 2, 'an operator decides');
 	$front->ok(q{SELECT idempotency.unbind_role('app')});
+	psql('a', 'front', '-1', '-f', "$ENV{SQL}/api.sql");
+	promise($app->ok(q{SELECT outcome FROM idempotency.claim('app:1', 'op', 'k', lease => '1 hour')})->value eq 'claimed', 'api.sql again, as after an upgrade: nothing changes');
 }
 
 # ---- what cannot work ------------------------------------------------------------------
