@@ -117,6 +117,15 @@ foreach my $name (qw(front front_by_identity))
 }
 promise(3 == (uniq grep { defined } map { m{^IK001 .*/ reason: (\w+)} ? $1 : undef } @expected), 'among them IK001 with each of its three reasons');
 
+# A client of this repository, as it is.
+{
+	my $client = "$ENV{SQL}/../../clients/python";
+	my @lines = `PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$client" "$ENV{PYTHON}" "$ENV{SQL}/../../scale/plproxy/client.py" "@{[database_at(a => 'front')]} user=postgres" 2>&1`;
+
+	promise(5 == (grep { /^(ok|FAILED) / } @lines), 'clients/python runs on the front', @lines);
+	promise(/^ok/, s/^\w+\s+|\n//gr) foreach grep { /^(ok|FAILED) / } @lines;
+}
+
 # As somebody who is no superuser, on the front or on the shards.
 {
 	my $app = connect_to('a', 'front', user => 'app');
