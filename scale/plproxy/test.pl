@@ -15,7 +15,7 @@ my $clients = 8;
 
 foreach my $server (qw(a b))
 {
-	psql($server, 'postgres', '-c', "CREATE ROLE $_ LOGIN") foreach qw(app support watch);
+	psql($server, 'postgres', '-c', "CREATE ROLE $_ LOGIN") foreach qw(app support watch nobody);
 }
 psql('a', 'postgres', '-c', 'CREATE DATABASE direct');
 psql('a', 'direct', '-c', 'CREATE EXTENSION idempotency');
@@ -138,6 +138,9 @@ promise(3 == (uniq grep { defined } map { m{^IK001 .*/ reason: (\w+)} ? $1 : und
 	promise($app->query(q{SELECT idempotency.forget('app:1', 'op', 'k', true)})->code eq '42501', 'an application is no operator: the shard says so');
 	promise($app->query(q{SELECT * FROM idempotency.keys_by_scope})->code eq '42501', 'nor a monitor');
 	promise($app->query(q{SELECT scope FROM idempotency_front.scopes})->code eq '42501', 'nor does it see who the other scopes are');
+	promise(connect_to('a', 'front', user => 'nobody')->query(q{SELECT idempotency.once('app:1', 'op', 'k')})->code eq '42501', 'nor does somebody else');
+	$front->ok(q{SELECT idempotency_front.open_to('nobody')});
+	promise(connect_to('a', 'front', user => 'nobody')->query(q{SELECT idempotency.once('app:1', 'op', 'k')})->code =~ /^42/, 'nor does a role without a user mapping');
 	promise($app->query(q{CALL idempotency_move.move_scope('app:1', 0)})->code eq '42501', 'nor moves it a scope');
 	promise(connect_to('a', 'front', user => 'watch')->ok(q{SELECT sum(keys) FROM idempotency.keys_by_scope WHERE scope = 'app:1'})->value == 2, 'a monitor sees numbers of all shards');
 	promise(connect_to('a', 'front', user => 'support')->ok(q{SELECT idempotency.forget_scope('app:1', true)})->value == 2, 'an operator decides');
@@ -465,6 +468,18 @@ promise($front->ok(q{SELECT idempotency.once('mover', 'op', 'back')})->value eq 
 	promise($front->ok(q{SELECT status FROM idempotency.health() WHERE check_name = 'moves'})->value eq 'warn', 'health() knows of it');
 	start_server('b');
 	promise($front->query(q{CALL idempotency_move.move_scope('mover', 1)})->code eq '55000', 'another destination is refused meanwhile') if $old != 1;
+	# Whoever is at the old shard meanwhile.
+	my $there = shard_connection($old);
+	$there->ok(q{SELECT idempotency_shard.fence('mover', false)});
+	foreach my $what ("forget('mover', 'op', 'text')", "redact('mover', 'op', 'text')", "forget_scope('mover', true)", "redact_scope('mover')",
+		"resolve('mover', 'op', 'held', 'retry')", "complete('mover', 'op', 'held', 200, token => $token{held})")
+	{
+		promise($there->query("SELECT idempotency.$what")->code eq '55P03', 'on its way, refused on the old shard: ' . $what =~ s/\(.*//r . '()');
+	}
+	$there->ok(q{SELECT idempotency.record_failure('cleaned', 'op', 'k'), idempotency_shard.fence('cleaned', false)});
+	$there->ok(q{SET session_replication_role = replica; UPDATE idempotency.idempotency_keys SET expires_at = now() - interval '1 hour' WHERE scope = 'cleaned'; RESET session_replication_role});
+	promise($there->ok(q{SELECT idempotency.cleanup(scope => 'cleaned')})->value == 1, 'clean-up deletes what has expired, fenced or not');
+
 	# The rest of an earlier try: half of it was copied.
 	$front->ok(q{SELECT idempotency_move.fence(4, 'mover', true)});
 	$front->ok(qq{SELECT idempotency_move.import(4, 'mover', 'idempotency.idempotency_keys', ARRAY(SELECT line FROM idempotency_move.export($old, 'mover', 'idempotency.idempotency_keys', '(0,0)', 2)))});
