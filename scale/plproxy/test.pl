@@ -373,6 +373,13 @@ promise($front->ok('SELECT idempotency_move.copy_policies(0, 4)')->value == $fro
 
 # ---- moving, at rest ----------------------------------------------------------------------
 
+{
+	my $there = connect_to(@{ $shards[0] });
+
+	promise($there->query(q{SELECT idempotency_shard.move_along('effect', 'scope')})->code eq '55000', 'a table without a primary key does not move along');
+	promise($there->query(q{SELECT idempotency_shard.move_along('shop.orders', 'item')})->code eq '42703', 'nor by a column that is not text');
+}
+
 # Every kind of key and of value.
 my @states = (
 	q{SELECT token FROM idempotency.claim('mover', 'op', 'leased', request => '{"a": 1}', lease => '1 hour', claim_id => '22222222-2222-4222-8222-222222222222', note => E'tab\\tand "quote", comma', state => '{"x": "(a,b)"}')},
@@ -481,9 +488,16 @@ promise($front->ok(q{SELECT idempotency.once('mover', 'op', 'back')})->value eq 
 	promise($there->ok(q{SELECT idempotency.cleanup(scope => 'cleaned')})->value == 1, 'clean-up deletes what has expired, fenced or not');
 
 	# The rest of an earlier try: half of it was copied.
-	$front->ok(q{SELECT idempotency_move.fence(4, 'mover', true)});
-	$front->ok(qq{SELECT idempotency_move.import(4, 'mover', 'idempotency.idempotency_keys', ARRAY(SELECT line FROM idempotency_move.export($old, 'mover', 'idempotency.idempotency_keys', '(0,0)', 2)))});
+	my $ticket = $front->ok(q{SELECT idempotency_move.fence(4, 'mover', true)})->value;
+	$front->ok(qq{SELECT idempotency_move.import(4, 'mover', $ticket, 'idempotency.idempotency_keys', ARRAY(SELECT line FROM idempotency_move.export($old, 'mover', 'idempotency.idempotency_keys', '(0,0)', 2)))});
 	promise($front->query(q{CALL idempotency_move.move_scope('mover', 4)})->code eq '' && rows_of('mover', 4) eq $kept, 'called again, it starts over and comes to its end');
+
+	# What that try has sent, and what arrives only now.
+	$front->ok(q{SELECT idempotency_move.fence(4, 'mover', false)});
+	promise($front->query("SELECT idempotency_move.$_")->code eq '55000', 'a statement of an earlier try that comes late is refused: ' . s/\(.*//r . '()')
+	  foreach "empty(4, 'mover', $ticket)", "import(4, 'mover', $ticket, 'idempotency.idempotency_keys', '{}')";
+	promise($front->ok("SELECT idempotency_move.lift(4, 'mover', $ticket)")->value eq 'f', 'and lifts no fence');
+	promise(rows_of('mover', 4) eq $kept, 'and changes nothing');
 
 	# After the switch, before the new shard was opened.
 	$front->ok(qq{UPDATE idempotency_front.scopes SET leftover = $old WHERE scope = 'mover'});
@@ -604,7 +618,7 @@ sub moving_load
 }
 
 @children = map { my $client = $_; in_child(sub { moving_load($_[0], $client) }) } 0 .. $clients - 1;
-my ($moves, $tries) = (0, 0);
+my ($moves, $tries, $interrupted) = (0, 0, 0);
 my %want;
 for my $round (1 .. 4)
 {
@@ -618,6 +632,16 @@ for my $round (1 .. 4)
 		my $now = $count->();
 
 		wait_until(sub { $count->() > $now + 10 }) or die "no progress on $scope";
+		# Every other one is interrupted first, somewhere.
+		if ($moves % 2)
+		{
+			my $victim = connect_to('a', 'front');
+
+			$victim->start("CALL idempotency_move.move_scope('$scope', $target, batch_size => 5)");
+			sleep rand 0.1;
+			$front->ok('SELECT pg_terminate_backend(' . $victim->pid . ')');
+			$interrupted++ if $victim->finish->code ne '';
+		}
 		wait_until(sub {
 			my $code = $mover->query("CALL idempotency_move.move_scope('$scope', $target)")->code;
 			$tries++;
@@ -656,7 +680,8 @@ promise(!@odd, 'moved under load: every request is answered', @odd);
 promise(!@more, 'moved under load: nothing executed twice, and every repeat has the first answer', @more);
 promise(!@less, 'moved under load: no key and no row is lost', @less);
 promise(!@astray && 4 == keys %place, 'moved under load: every scope is on one shard, the one that the front knows', @astray);
-count('moved under load: moves (calls of move_scope() that it took)', "$moves ($tries)");
+count('moved under load: moves; of these interrupted by killing the mover', "$moves; $interrupted");
+count('  further calls of move_scope() that failed', $tries - $moves);
 count('  requests, each asked twice', scalar keys %done);
 count('  errors that were answered by asking again', sum0(values %moved_codes) . ' (' . join(', ', map { "$_ $moved_codes{$_}" } sort keys %moved_codes) . ')');
 count('  executed twice', scalar @more);
@@ -669,7 +694,7 @@ foreach my $shard (@shards)
 	my $connection = connect_to(@$shard);
 
 	$connection->ok(q{SELECT idempotency_shard.lift_old('0')});
-	$connection->ok(q{SELECT idempotency_shard.lift('keeps the trigger')});
+	$connection->ok(q{SELECT idempotency_shard.lift('keeps the trigger', idempotency_shard.renew('keeps the trigger'))});
 	promise($connection->ok(q{SELECT count(*) FROM pg_trigger WHERE tgname = 'refuse_fenced'})->value == 0, "$shard->[1]: with the last fence the triggers go",
 		map { @$_ } @{ $connection->ok('SELECT scope, coming FROM idempotency_shard.fences')->rows });
 }

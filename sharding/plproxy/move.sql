@@ -26,34 +26,45 @@ COMMENT ON SCHEMA idempotency_move IS
 REVOKE ALL ON SCHEMA idempotency_move FROM PUBLIC;
 
 CREATE FUNCTION idempotency_move.fence(shard pg_catalog.int4, pg_catalog.text, pg_catalog.bool)
-RETURNS pg_catalog.text
-LANGUAGE plproxy
-AS $$
-	CLUSTER 'idempotency';
-	RUN ON shard;
-	SELECT idempotency_shard.fence($2, $3)::pg_catalog.text;
-$$;
-COMMENT ON FUNCTION idempotency_move.fence IS
-	'Sends idempotency_shard.fence() to a shard';
-
-CREATE FUNCTION idempotency_move.lift(shard pg_catalog.int4, pg_catalog.text)
-RETURNS pg_catalog.bool
-LANGUAGE plproxy
-AS $$
-	CLUSTER 'idempotency';
-	RUN ON shard;
-	SELECT idempotency_shard.lift($2);
-$$;
-COMMENT ON FUNCTION idempotency_move.lift IS
-	'Sends idempotency_shard.lift() to a shard';
-
-CREATE FUNCTION idempotency_move.empty(shard pg_catalog.int4, pg_catalog.text)
 RETURNS pg_catalog.int8
 LANGUAGE plproxy
 AS $$
 	CLUSTER 'idempotency';
 	RUN ON shard;
-	SELECT idempotency_shard.empty($2);
+	SELECT idempotency_shard.fence($2, $3);
+$$;
+COMMENT ON FUNCTION idempotency_move.fence IS
+	'Sends idempotency_shard.fence() to a shard';
+
+CREATE FUNCTION idempotency_move.renew(shard pg_catalog.int4, pg_catalog.text)
+RETURNS pg_catalog.int8
+LANGUAGE plproxy
+AS $$
+	CLUSTER 'idempotency';
+	RUN ON shard;
+	SELECT idempotency_shard.renew($2);
+$$;
+COMMENT ON FUNCTION idempotency_move.renew IS
+	'Sends idempotency_shard.renew() to a shard';
+
+CREATE FUNCTION idempotency_move.lift(shard pg_catalog.int4, pg_catalog.text, pg_catalog.int8)
+RETURNS pg_catalog.bool
+LANGUAGE plproxy
+AS $$
+	CLUSTER 'idempotency';
+	RUN ON shard;
+	SELECT idempotency_shard.lift($2, $3);
+$$;
+COMMENT ON FUNCTION idempotency_move.lift IS
+	'Sends idempotency_shard.lift() to a shard';
+
+CREATE FUNCTION idempotency_move.empty(shard pg_catalog.int4, pg_catalog.text, pg_catalog.int8)
+RETURNS pg_catalog.int8
+LANGUAGE plproxy
+AS $$
+	CLUSTER 'idempotency';
+	RUN ON shard;
+	SELECT idempotency_shard.empty($2, $3);
 $$;
 COMMENT ON FUNCTION idempotency_move.empty IS
 	'Sends idempotency_shard.empty() to a shard';
@@ -70,13 +81,13 @@ $$;
 COMMENT ON FUNCTION idempotency_move.export IS
 	'Sends idempotency_shard.export() to a shard';
 
-CREATE FUNCTION idempotency_move.import(shard pg_catalog.int4, pg_catalog.text, pg_catalog.text, pg_catalog.text[])
+CREATE FUNCTION idempotency_move.import(shard pg_catalog.int4, pg_catalog.text, pg_catalog.int8, pg_catalog.text, pg_catalog.text[])
 RETURNS pg_catalog.int8
 LANGUAGE plproxy
 AS $$
 	CLUSTER 'idempotency';
 	RUN ON shard;
-	SELECT idempotency_shard.import($2, $3, $4);
+	SELECT idempotency_shard.import($2, $3, $4, $5);
 $$;
 COMMENT ON FUNCTION idempotency_move.import IS
 	'Sends idempotency_shard.import() to a shard';
@@ -147,7 +158,7 @@ $$;
 COMMENT ON FUNCTION idempotency_move.check_movable IS
 	'Refuses what cannot be moved';
 
-CREATE FUNCTION idempotency_move.copy(scope pg_catalog.text, from_shard pg_catalog.int4, to_shard pg_catalog.int4, batch_size pg_catalog.int4)
+CREATE FUNCTION idempotency_move.copy(scope pg_catalog.text, from_shard pg_catalog.int4, to_shard pg_catalog.int4, ticket pg_catalog.int8, batch_size pg_catalog.int4)
 RETURNS pg_catalog.int8
 LANGUAGE plpgsql
 AS $$
@@ -165,7 +176,7 @@ BEGIN
 			INTO lines, last_place
 			FROM idempotency_move.export(from_shard, scope, relation, after, batch_size) AS e;
 			EXIT WHEN lines IS NULL;
-			copied := copied OPERATOR(pg_catalog.+) idempotency_move.import(to_shard, scope, relation, lines);
+			copied := copied OPERATOR(pg_catalog.+) idempotency_move.import(to_shard, scope, ticket, relation, lines);
 			after := last_place;
 		END LOOP;
 	END LOOP;
@@ -180,6 +191,7 @@ LANGUAGE plpgsql
 AS $$
 DECLARE
 	place idempotency_front.scopes;
+	ticket pg_catalog.int8;
 	copied pg_catalog.int8;
 	differing pg_catalog.text;
 BEGIN
@@ -214,10 +226,10 @@ BEGIN
 
 	SELECT * INTO place FROM idempotency_move.locked($1);
 	IF place.moving_to OPERATOR(pg_catalog.=) $2 THEN
-		PERFORM idempotency_move.fence($2, $1, true);
+		ticket := idempotency_move.fence($2, $1, true);
 		PERFORM idempotency_move.fence(place.shard, $1, false);
-		PERFORM idempotency_move.empty($2, $1);
-		copied := idempotency_move.copy($1, place.shard, $2, $3);
+		PERFORM idempotency_move.empty($2, $1, ticket);
+		copied := idempotency_move.copy($1, place.shard, $2, ticket, $3);
 		SELECT pg_catalog.string_agg(d.relation, ', ') INTO differing
 		FROM (SELECT * FROM idempotency_move.digest(place.shard, $1)
 			EXCEPT ALL SELECT * FROM idempotency_move.digest($2, $1)) AS d;
@@ -247,8 +259,8 @@ RETURNS void
 LANGUAGE plpgsql
 AS $$
 BEGIN
-	PERFORM idempotency_move.lift(place.shard, place.scope);
-	PERFORM idempotency_move.empty(place.leftover, place.scope);
+	PERFORM idempotency_move.lift(place.shard, place.scope, idempotency_move.renew(place.shard, place.scope));
+	PERFORM idempotency_move.empty(place.leftover, place.scope, idempotency_move.renew(place.leftover, place.scope));
 	UPDATE idempotency_front.scopes AS s SET leftover = NULL, changed_at = pg_catalog.clock_timestamp()
 	WHERE s.scope OPERATOR(pg_catalog.=) place.scope;
 END
@@ -261,6 +273,7 @@ LANGUAGE plpgsql
 AS $$
 DECLARE
 	place idempotency_front.scopes;
+	ticket pg_catalog.int8;
 BEGIN
 	PERFORM idempotency_move.check_movable($1);
 	SELECT * INTO place FROM idempotency_move.locked($1);
@@ -268,10 +281,10 @@ BEGIN
 		RAISE EXCEPTION 'the scope is not being moved'
 			USING ERRCODE = '55000', HINT = 'After the switch it can be moved back by move_scope().';
 	END IF;
-	PERFORM idempotency_move.fence(place.moving_to, $1, true);
-	PERFORM idempotency_move.empty(place.moving_to, $1);
-	PERFORM idempotency_move.lift(place.moving_to, $1);
-	PERFORM idempotency_move.lift(place.shard, $1);
+	ticket := idempotency_move.fence(place.moving_to, $1, true);
+	PERFORM idempotency_move.empty(place.moving_to, $1, ticket);
+	PERFORM idempotency_move.lift(place.moving_to, $1, ticket);
+	PERFORM idempotency_move.lift(place.shard, $1, idempotency_move.renew(place.shard, $1));
 	UPDATE idempotency_front.scopes AS s SET moving_to = NULL, changed_at = pg_catalog.clock_timestamp()
 	WHERE s.scope OPERATOR(pg_catalog.=) $1;
 END

@@ -29,6 +29,7 @@ CREATE TABLE idempotency_shard.fences
 (
 	scope	pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
 	coming	pg_catalog.bool NOT NULL,
+	ticket	pg_catalog.int8 NOT NULL,
 	since	pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
 	writer	pg_catalog.int4,
 	CONSTRAINT fences_pkey PRIMARY KEY (scope)
@@ -39,6 +40,8 @@ COMMENT ON COLUMN idempotency_shard.fences.scope IS
 	'The scope';
 COMMENT ON COLUMN idempotency_shard.fences.coming IS
 	'True: it is on its way here. False: it is on its way elsewhere, or there already';
+COMMENT ON COLUMN idempotency_shard.fences.ticket IS
+	'Number of the attempt to move it that may write behind the fence; an earlier one is refused, however late its statements come';
 COMMENT ON COLUMN idempotency_shard.fences.since IS
 	'When the fence was put up';
 COMMENT ON COLUMN idempotency_shard.fences.writer IS
@@ -53,9 +56,9 @@ CREATE TABLE idempotency_shard.fence_changes
 	number	pg_catalog.int8 NOT NULL
 );
 COMMENT ON TABLE idempotency_shard.fence_changes IS
-	'One row, written with every new fence';
+	'One row, written with every new fence and ticket';
 COMMENT ON COLUMN idempotency_shard.fence_changes.number IS
-	'How often one was put up';
+	'The last ticket';
 INSERT INTO idempotency_shard.fence_changes VALUES (0);
 
 -- What goes along. The keys come first: they decide.
@@ -80,10 +83,25 @@ INSERT INTO idempotency_shard.tables VALUES (0, 'idempotency.idempotency_keys', 
 
 CREATE FUNCTION idempotency_shard.move_along(relation pg_catalog.regclass, scope_column pg_catalog.name, place pg_catalog.int4 DEFAULT 1)
 RETURNS void
-LANGUAGE sql
+LANGUAGE plpgsql
 AS $$
+BEGIN
+	IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute AS a
+		WHERE a.attrelid OPERATOR(pg_catalog.=) $1 AND a.attname OPERATOR(pg_catalog.=) $2
+			AND a.atttypid OPERATOR(pg_catalog.=) 'pg_catalog.text'::pg_catalog.regtype)
+	THEN
+		RAISE EXCEPTION 'table % has no column "%" of type text', $1, $2
+			USING ERRCODE = '42703', HINT = 'Name the column that holds the scope, as it is in the key.';
+	END IF;
+	IF NOT EXISTS (SELECT FROM pg_catalog.pg_index AS i
+		WHERE i.indrelid OPERATOR(pg_catalog.=) $1 AND i.indisprimary)
+	THEN
+		RAISE EXCEPTION 'table % has no primary key', $1
+			USING ERRCODE = '55000', HINT = 'Give it one that is unique over all shards, such as a uuid.';
+	END IF;
 	INSERT INTO idempotency_shard.tables (place, relation, scope_column) VALUES ($3, $1, $2)
-	ON CONFLICT ON CONSTRAINT tables_pkey DO UPDATE SET place = $3, scope_column = $2
+	ON CONFLICT ON CONSTRAINT tables_pkey DO UPDATE SET place = $3, scope_column = $2;
+END
 $$;
 COMMENT ON FUNCTION idempotency_shard.move_along IS
 	'Lets the rows of a table move with their scope; tables that others refer to have the smaller place';
@@ -211,12 +229,16 @@ $$;
 COMMENT ON FUNCTION idempotency_shard.has_rows IS
 	'Whether any row of the scope is here';
 
--- Again is harmless. What is here of a scope that has no fence is in use, whatever the
--- front believes, so it is never taken for the rest of an earlier try.
+-- What is here of a scope that has no fence is in use, whatever the front believes, so
+-- it is never taken for the rest of an earlier try. Again is harmless, and gives a
+-- new ticket: what an earlier attempt has sent, whose front is gone by now, comes too
+-- late.
 CREATE FUNCTION idempotency_shard.fence(scope pg_catalog.text, coming pg_catalog.bool)
-RETURNS void
+RETURNS pg_catalog.int8
 LANGUAGE plpgsql
 AS $$
+DECLARE
+	fresh pg_catalog.int8;
 BEGIN
 	PERFORM idempotency_shard.lock_tables();
 	IF coming AND NOT EXISTS (SELECT FROM idempotency_shard.fences AS f WHERE f.scope OPERATOR(pg_catalog.=) $1)
@@ -225,29 +247,46 @@ BEGIN
 		RAISE EXCEPTION 'this shard has rows of the scope that are in use'
 			USING ERRCODE = '55000', HINT = 'Compare idempotency_front.scopes with what the shards have; the front may have lost its last changes.';
 	END IF;
-	INSERT INTO idempotency_shard.fences AS f (scope, coming) VALUES ($1, $2)
-	ON CONFLICT ON CONSTRAINT fences_pkey DO UPDATE SET coming = $2, since = pg_catalog.clock_timestamp()
-	WHERE f.coming OPERATOR(pg_catalog.<>) $2;
-	UPDATE idempotency_shard.fence_changes SET number = number OPERATOR(pg_catalog.+) 1;
+	UPDATE idempotency_shard.fence_changes AS c SET number = c.number OPERATOR(pg_catalog.+) 1 RETURNING c.number INTO fresh;
+	INSERT INTO idempotency_shard.fences AS f (scope, coming, ticket) VALUES ($1, $2, fresh)
+	ON CONFLICT ON CONSTRAINT fences_pkey DO UPDATE SET coming = $2, ticket = excluded.ticket,
+		since = CASE WHEN f.coming OPERATOR(pg_catalog.=) $2 THEN f.since ELSE pg_catalog.clock_timestamp() END;
 	PERFORM idempotency_shard.create_triggers();
+	RETURN fresh;
 END
 $$;
 COMMENT ON FUNCTION idempotency_shard.fence IS
-	'From its commit on no row of the scope can be written here, and whoever was writing one has committed or failed';
+	'From its commit on no row of the scope can be written here, and whoever was writing one has committed or failed; returns the ticket by which it can be passed';
+
+CREATE FUNCTION idempotency_shard.renew(scope pg_catalog.text)
+RETURNS pg_catalog.int8
+LANGUAGE plpgsql
+AS $$
+DECLARE
+	fresh pg_catalog.int8;
+BEGIN
+	UPDATE idempotency_shard.fence_changes AS c SET number = c.number OPERATOR(pg_catalog.+) 1 RETURNING c.number INTO fresh;
+	UPDATE idempotency_shard.fences AS f SET ticket = fresh WHERE f.scope OPERATOR(pg_catalog.=) $1;
+	RETURN CASE WHEN FOUND THEN fresh END;
+END
+$$;
+COMMENT ON FUNCTION idempotency_shard.renew IS
+	'Gives a new ticket for the fence of a scope; NULL if it has none';
 
 -- Locks nothing: who does not see yet that it is gone is refused, and asks again. The
 -- triggers stay, since to take them off one has to wait even for readers.
-CREATE FUNCTION idempotency_shard.lift(scope pg_catalog.text)
+CREATE FUNCTION idempotency_shard.lift(scope pg_catalog.text, ticket pg_catalog.int8)
 RETURNS pg_catalog.bool
 LANGUAGE plpgsql
 AS $$
 BEGIN
-	DELETE FROM idempotency_shard.fences AS f WHERE f.scope OPERATOR(pg_catalog.=) $1;
+	DELETE FROM idempotency_shard.fences AS f
+	WHERE f.scope OPERATOR(pg_catalog.=) $1 AND f.ticket OPERATOR(pg_catalog.=) $2;
 	RETURN FOUND;
 END
 $$;
 COMMENT ON FUNCTION idempotency_shard.lift IS
-	'Takes the fence of a scope away; true if there was one';
+	'Takes the fence of a scope away; true if there was one with that ticket';
 
 -- Not before every connection that may still have sent a call here by an old route is
 -- gone.
@@ -302,7 +341,7 @@ $$;
 COMMENT ON FUNCTION idempotency_shard.export IS
 	'Rows of a scope, from a place in the table on';
 
-CREATE FUNCTION idempotency_shard.import(scope pg_catalog.text, relation pg_catalog.text, lines pg_catalog.text[])
+CREATE FUNCTION idempotency_shard.import(scope pg_catalog.text, ticket pg_catalog.int8, relation pg_catalog.text, lines pg_catalog.text[])
 RETURNS pg_catalog.int8
 LANGUAGE plpgsql
 SET DateStyle = 'ISO, MDY' SET IntervalStyle = 'postgres' SET TimeZone = 'UTC' SET bytea_output = 'hex' SET extra_float_digits = 1
@@ -311,10 +350,10 @@ AS $$
 DECLARE
 	imported pg_catalog.int8;
 BEGIN
-	PERFORM idempotency_shard.pass_fence(scope);
+	PERFORM idempotency_shard.pass_fence(scope, ticket);
 	EXECUTE pg_catalog.format(
 		'INSERT INTO %1$s OVERRIDING SYSTEM VALUE SELECT (r.row_here).* FROM (SELECT line::%1$s AS row_here FROM pg_catalog.unnest($1) AS line OFFSET 0) AS r',
-		$2::pg_catalog.regclass) USING lines;
+		$3::pg_catalog.regclass) USING lines;
 	GET DIAGNOSTICS imported = ROW_COUNT;
 	UPDATE idempotency_shard.fences AS f SET writer = NULL WHERE f.scope = $1;
 	RETURN imported;
@@ -323,22 +362,23 @@ $$;
 COMMENT ON FUNCTION idempotency_shard.import IS
 	'Puts rows of a scope in that is on its way here';
 
-CREATE FUNCTION idempotency_shard.pass_fence(scope pg_catalog.text)
+CREATE FUNCTION idempotency_shard.pass_fence(scope pg_catalog.text, ticket pg_catalog.int8)
 RETURNS void
 LANGUAGE plpgsql
 AS $$
 BEGIN
-	UPDATE idempotency_shard.fences AS f SET writer = pg_catalog.pg_backend_pid() WHERE f.scope OPERATOR(pg_catalog.=) $1;
+	UPDATE idempotency_shard.fences AS f SET writer = pg_catalog.pg_backend_pid()
+	WHERE f.scope OPERATOR(pg_catalog.=) $1 AND f.ticket OPERATOR(pg_catalog.=) $2;
 	IF NOT FOUND THEN
-		RAISE EXCEPTION 'the scope has no fence here'
-			USING ERRCODE = '55000', HINT = 'Its rows here are in use. Let move_scope() call this.';
+		RAISE EXCEPTION 'the scope has no fence here with this ticket'
+			USING ERRCODE = '55000', HINT = 'Its rows are in use, or somebody else is moving them. Let move_scope() call this.';
 	END IF;
 END
 $$;
 COMMENT ON FUNCTION idempotency_shard.pass_fence IS
 	'Lets this transaction write rows of a fenced scope; its end must take that back';
 
-CREATE FUNCTION idempotency_shard.empty(scope pg_catalog.text)
+CREATE FUNCTION idempotency_shard.empty(scope pg_catalog.text, ticket pg_catalog.int8)
 RETURNS pg_catalog.int8
 LANGUAGE plpgsql
 AS $$
@@ -347,7 +387,7 @@ DECLARE
 	deleted pg_catalog.int8 := 0;
 	more pg_catalog.int8;
 BEGIN
-	PERFORM idempotency_shard.pass_fence($1);
+	PERFORM idempotency_shard.pass_fence($1, $2);
 	FOR t IN SELECT relation, scope_column FROM idempotency_shard.tables ORDER BY place DESC, relation::pg_catalog.oid DESC LOOP
 		EXECUTE pg_catalog.format('DELETE FROM %s WHERE %I OPERATOR(pg_catalog.=) $1', t.relation, t.scope_column) USING scope;
 		GET DIAGNOSTICS more = ROW_COUNT;
