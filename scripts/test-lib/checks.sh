@@ -24,6 +24,7 @@ run_checks()
 	check 'install script: nothing adopted, nothing unqualified' check_install_script
 	check 'one version everywhere' check_version
 	check 'every test file is in a list of the Makefile' check_lists
+	check 'README: the first lines of each client are those of its own README' check_first_lines
 	check 'examples/deliveries: the recording is what generate writes' check_recording
 	cd "$work" || exit
 }
@@ -99,6 +100,24 @@ check_lists()
 		esac
 		echo "$file is not in the Makefile's list"
 		result=1
+	done
+	return "$result"
+}
+
+# The first block of code, which is what a user of the client writes.
+check_first_lines()
+{
+	local readme result=0
+
+	for readme in clients/*/README.md; do
+		[ -e "${readme%README.md}frameworks" ] || continue
+		perl -0777 -e '
+			my ($all, $one) = map { local @ARGV = $_; <> } "README.md", $ARGV[0];
+			my ($block) = $one =~ /^(```\w+\n.*?^```\n)/ms or die "no code in it\n";
+			exit(index($all, $block) < 0)' "$readme" || {
+			echo "README.md does not show the first lines of $readme"
+			result=1
+		}
 	done
 	return "$result"
 }
