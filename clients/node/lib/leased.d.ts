@@ -9,7 +9,10 @@ export interface Job {
   state: any;
   /** For the outside party: the same in every attempt. */
   effectKey: string;
-  /** Aborted when the claim is lost. */
+  /**
+   * Aborted when the claim is lost. Work needs a time-out of its own, since as long as it runs the claim is renewed. By a timer:
+   * Node.js may collect the signals of AbortSignal.any([signal, AbortSignal.timeout(ms)]) before they fire.
+   */
   signal: AbortSignal;
 }
 /** `book` writes in the transaction that records the answer. */

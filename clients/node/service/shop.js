@@ -71,21 +71,33 @@ const notReached = (error) => error.cause?.code === 'ECONNREFUSED';
 export const chargeState = (user, bytes) => ({ account: user, amount: parsed(bytes, 'amount').amount });
 export const chargeRoute = { lease: env.LEASE ?? '3 s', step: 'charge' };
 
+// As AbortSignal.any([signal, AbortSignal.timeout(ms)]), which Node.js may collect before it fires: then nothing ends the call
+// (https://github.com/nodejs/node/pull/57867).
+async function within(ms, signal, work) {
+  const both = new AbortController();
+  const timer = setTimeout(() => both.abort(new Error(`no answer in ${ms} ms`)), ms);
+  signal.addEventListener('abort', () => both.abort(signal.reason), { once: true });
+  return work(both.signal).finally(() => clearTimeout(timer));
+}
+
 /** POST /charges: asks the card network with the effect key. */
 export async function charge({ state: { account, amount }, effectKey, signal }) {
   const ask = (path, options) => fetch(`${network}${path}`, options).catch((error) => {
     throw notReached(error) ? new NothingHappened('the network cannot be reached') : error;
   });
   await ask(`/before?key=${effectKey}`, { signal });
-  const answer = await ask('/charges', {
-    method: 'POST',
-    headers: { 'Content-Type': 'application/json' },
-    body: JSON.stringify({ key: effectKey, amount }),
-    signal: AbortSignal.any([signal, AbortSignal.timeout(timeout)]),
+  const [status, page] = await within(timeout, signal, async (limit) => {
+    const answer = await ask('/charges', {
+      method: 'POST',
+      headers: { 'Content-Type': 'application/json' },
+      body: JSON.stringify({ key: effectKey, amount }),
+      signal: limit,
+    });
+    return [answer.status, await answer.text()];
   });
-  if (answer.status === 402) return { status: 402, body: { declined: true } };
-  if (answer.status !== 200) throw new Error(`the network answered ${answer.status}: ${await answer.text()}`);
-  const { charge: id } = await answer.json();
+  if (status === 402) return { status: 402, body: { declined: true } };
+  if (status !== 200) throw new Error(`the network answered ${status}: ${page}`);
+  const { charge: id } = JSON.parse(page);
   await fetch(`${network}/after?key=${effectKey}`, { signal }).catch(() => {});
   return {
     status: 201,
