@@ -47,6 +47,14 @@ def free_ports(number):
     return ports
 
 
+def the_right_etcd():
+    """How Patroni speaks to etcd. By etcd's version 3, a Patroni before 3.0.3 takes the lock back
+    without looking who has it by now: a primary that was frozen deposes its successor, and what
+    that has acknowledged is lost (patroni pull request 2689). By version 2 it looks."""
+    version = subprocess.run(['patroni', '--version'], capture_output=True, text=True, check=True).stdout.split()[-1]
+    return 'etcd' if [int(part) for part in version.split('.')[:3]] < [3, 0, 3] else 'etcd3'
+
+
 def http(url, method='GET', data=None, timeout=3):
     """Status and JSON of an answer; status 0 where there is none."""
     request = urllib.request.Request(url, method=method, data=None if data is None else json.dumps(data).encode(),
@@ -201,7 +209,7 @@ class Node:
             'scope': 'idempotency', 'name': self.name,
             'restapi': {'listen': f'127.0.0.1:{self.rest}', 'connect_address': f'127.0.0.1:{self.rest}'},
             # use_proxies: the members of etcd are not asked for their addresses, past the link
-            'etcd3': {'hosts': [f'127.0.0.1:{self.to_etcd.port}'], 'use_proxies': True},
+            self.cluster.dcs: {'hosts': [f'127.0.0.1:{self.to_etcd.port}'], 'use_proxies': True},
             'bootstrap': {
                 'dcs': {
                     'ttl': 20, 'loop_wait': 2, 'retry_timeout': 6,
@@ -281,11 +289,12 @@ class Node:
 class Cluster:
     def __init__(self, bindir, folder):
         self.bindir, self.folder = bindir, folder
+        self.dcs = os.environ.get('DCS') or the_right_etcd()
         self.processes = Processes(folder)
         self.etcd_port, peer, self.port, *ports = free_ports(3 + 3 * 4)
         etcd = f'http://127.0.0.1:{self.etcd_port}'
         self.processes.start('etcd', [
-            'etcd', '--name', 'etcd', '--data-dir', f'{folder}/etcd',
+            'etcd', '--enable-v2', '--name', 'etcd', '--data-dir', f'{folder}/etcd',
             '--listen-client-urls', etcd, '--advertise-client-urls', etcd,
             '--listen-peer-urls', f'http://127.0.0.1:{peer}', '--initial-advertise-peer-urls', f'http://127.0.0.1:{peer}',
             '--initial-cluster', f'etcd=http://127.0.0.1:{peer}'])
@@ -357,7 +366,7 @@ listen primary
         return [node for node in self.nodes if node is not leader]
 
     def wait_until_replayed(self, leader):
-        lsn = leader.value('SELECT pg_current_wal_insert_lsn()')
+        lsn = leader.value('SELECT pg_current_wal_flush_lsn()')
         for node in self.standbys(leader):
             wait_for('the standbys have replayed it', lambda: node.value('SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn', lsn))
 

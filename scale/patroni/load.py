@@ -101,6 +101,11 @@ class History:
             if other != claim_id:
                 self.same_token.append((key, token))
 
+    def outage(self, began):
+        """The longest time without an answer from the fault on."""
+        times = [began] + sorted(at for at in self.times if at > began)
+        return max(after - before for before, after in zip(times, times[1:]))
+
     def first_after(self, moment):
         with self.lock:
             return min((at for at in self.times if at > moment), default=None)

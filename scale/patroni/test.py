@@ -205,8 +205,7 @@ class Round:
         wait_for('it takes writes', lambda: self.new.value('SELECT NOT pg_is_in_recovery()'))
         promoted = time.monotonic()
         cluster.processes.note()
-        answered = wait_for('a client is answered', lambda: load.history.first_after(promoted))
-        self.row['outage'] = (load.history.first_after(began + 0.2) if self.fault == 'switchover' else answered) - began
+        wait_for('a client is answered', lambda: load.history.first_after(promoted))
         time.sleep(2)
         if self.fault == 'patroni':
             self.in_two_minds(promoted)
@@ -215,6 +214,7 @@ class Round:
         load.no_more_new()
         wait_for('everything is answered', load.is_answered)
         load.end()
+        self.row['outage'] = load.history.outage(began)
         ghost.ended = True
         self.check('the clients met no other error', not load.errors, load.errors[:3])
 
