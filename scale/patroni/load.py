@@ -101,9 +101,9 @@ class History:
             if other != claim_id:
                 self.same_token.append((key, token))
 
-    def outage(self, began):
-        """The longest time without an answer from the fault on."""
-        times = [began] + sorted(at for at in self.times if at > began)
+    def outage(self, began, ended):
+        """The longest time without an answer between the two."""
+        times = [began] + sorted(at for at in self.times if began < at < ended)
         return max(after - before for before, after in zip(times, times[1:]))
 
     def first_after(self, moment):
@@ -115,12 +115,12 @@ class Ask:
     """One who asks for a request, until it is answered; with a lease, the attempt's uuid and
     the token of its claim, and with that the answer that is not recorded yet."""
 
-    def __init__(self, kind, key):
+    def __init__(self, kind, key, lease):
         self.kind, self.key = kind, key
         self.token = self.answer = None
         # With a short lease it happens that somebody takes over while the owner is late. Where
         # the party takes no key that alone would do the work twice, so there the lease is long.
-        self.lease = '3 s' if kind == 'honours' and random.random() < 0.5 else '10 min'
+        self.lease = '3 s' if kind == 'honours' and random.random() < 0.5 else lease
         self.new_attempt()
 
     def new_attempt(self):
@@ -223,7 +223,7 @@ class Client(threading.Thread):
         self.history.give(ask.key, token, ask.claim_id)
         self.party.ask(ask.kind, ask.key, effect_key)
         ask.token, ask.answer = token, self._new_answer(ask.key)
-        self._is_due(ask, self.random.uniform(0, 8) if self.random.random() < 0.4 else 0)
+        self._is_due(ask, self.random.uniform(0, 5) if self.random.random() < 0.4 else 0)
         self.load.more_due(1)
         return True
 
@@ -262,8 +262,8 @@ class Client(threading.Thread):
 class Load:
     """So many clients, and the requests that wait for one of them."""
 
-    def __init__(self, cluster, party, name, clients=8):
-        self.cluster, self.party, self.name = cluster, party, name
+    def __init__(self, cluster, party, name, lease, clients=8):
+        self.cluster, self.party, self.name, self.lease = cluster, party, name, lease
         self.history = History()
         self.errors = []
         self.lock = threading.Lock()
@@ -290,9 +290,9 @@ class Load:
             key = f'{self.name} {number}'
             self.busy += 1
             # Asked for once more, by whichever client, at once or a while later.
-            self._push(random.choice((0, 0, random.uniform(0, 3))), Ask(kind, key))
+            self._push(random.choice((0, 0, random.uniform(0, 3))), Ask(kind, key, self.lease))
         self.history.ask(key, kind)
-        return Ask(kind, key)
+        return Ask(kind, key, self.lease)
 
     def _push(self, delay, ask):
         heapq.heappush(self.waiting, (time.monotonic() + delay, next(self.order), ask))
@@ -321,7 +321,13 @@ class Load:
             requests = list(self.history.requests.items())
         with self.lock:
             for key, kind in requests:
-                self._push(0, Ask(kind, key))
+                self._push(0, Ask(kind, key, self.lease))
+
+    def describe(self):
+        """What is left to do, where it does not come to its end."""
+        with self.lock:
+            return (f'{len(self.waiting)} waiting, such as {[ask.key for _, _, ask in self.waiting[:5]]}, {self.due} due, {self.busy} busy; '
+                    f'{[(client.name, client.is_alive(), len(client.due)) for client in self.clients]}')
 
     def is_answered(self):
         with self.lock:
