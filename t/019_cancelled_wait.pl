@@ -1,9 +1,10 @@
 
 # Where synchronous replication ends: a COMMIT whose wait for the standby is cancelled (by
 # statement_timeout, pg_cancel_backend(), a client's own time limit) is committed here and
-# nowhere else, and everybody sees it. It is acknowledged with a warning, and a repeat gets
-# its answer, though a failover may still take it away. No extension can prevent this; it
-# is shown so that nobody sets a statement_timeout on COMMIT and counts on the standby.
+# nowhere else, and everybody sees it; as after the end of the backend, or a crash. The
+# first is acknowledged, with a warning, and a repeat gets its answer, though a failover may
+# still take it away. No extension can prevent this; it is shown so that nobody sets a
+# statement_timeout on COMMIT and counts on the standby.
 
 use strict;
 use warnings;
@@ -60,13 +61,20 @@ $other->ok('SELECT pg_terminate_backend(' . $terminated->pid . ')');
 ok($terminated->finish->{lost}, 'terminated: the client gets no answer');
 is($other->ok("SELECT outcome FROM idempotency.claim('wait', 'op', 'terminated')")->value, 'replay', 'terminated: but who asks again gets the recorded one');
 
+my $crashed = commit_waits('crashed');
+$primary->stop('immediate');
+ok($crashed->finish->{lost}, 'crashed: the client gets no answer');
+$primary->start;
+$other = Connection->connect($primary);
+is($other->ok("SELECT outcome FROM idempotency.claim('wait', 'op', 'crashed')")->value, 'replay', 'crashed: but who asks again after the restart gets the recorded one');
+
 $primary->stop('immediate');
 $standby->promote;
 $s = Connection->connect($standby);
 ok(wait_until(sub { $s->ok('SELECT NOT pg_is_in_recovery()')->value eq 't' }), 'the standby is promoted');
 is($s->ok("BEGIN; SELECT outcome FROM idempotency.claim('wait', 'op', '$_')")->value, 'claimed', "$_: there the request is new"),
   $s->ok('ROLLBACK')
-  foreach 'cancelled', 'terminated';
+  foreach 'cancelled', 'terminated', 'crashed';
 
 $standby->stop;
 done_testing();

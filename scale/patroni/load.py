@@ -326,8 +326,7 @@ class Load:
     def describe(self):
         """What is left to do, where it does not come to its end."""
         with self.lock:
-            return (f'{len(self.waiting)} waiting, such as {[ask.key for _, _, ask in self.waiting[:5]]}, {self.due} due, {self.busy} busy; '
-                    f'{[(client.name, client.is_alive(), len(client.due)) for client in self.clients]}')
+            return f'{len(self.waiting)} waiting, such as {[ask.key for _, _, ask in self.waiting[:5]]}, {self.due} due, {self.busy} busy'
 
     def is_answered(self):
         with self.lock:

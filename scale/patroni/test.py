@@ -70,7 +70,8 @@ class Ghost(threading.Thread):
             key = f'{self.name} {self.asked}'
             try:
                 connection = connection or self.node.connect()
-                token, = connection.execute("SELECT token FROM idempotency.claim(%s, 'ghost', %s, lease => '1 hour')", (SCOPE, key)).fetchone()
+                token, = connection.execute("SELECT token FROM idempotency.claim(%s, 'ghost', %s, lease => '1 hour')",
+                                            (SCOPE, key)).fetchone()
                 self.acknowledged.append((time.monotonic(), key))
                 self.tokens.append((key, token))
             except psycopg.Error:
@@ -184,7 +185,7 @@ class Round:
         self.probes.lose_answers()
         # A completion that is lost, of a claim that is not, leaves the key in progress: its owner
         # was told that it is done, and will not come back. Others wait for the end of the lease.
-        load = self.load = Load(cluster, self.party, self.name, '10 min' if self.synchronous else '30 s')
+        load = self.load = Load(cluster, self.party, self.name, '10 min' if is_synchronous else '30 s')
         time.sleep(3)
         cluster.wait_until_replayed(self.old)
 
@@ -316,18 +317,21 @@ class Round:
                         twice=len(twice), refused=dict(history.refused), plain=len(party['plain']), honours=len(party['honours']))
 
         self.check('every request was answered in the end', not unanswered, unanswered[:3])
-        self.check('the load went on before and after', 0 < len(before) < len(history.requests), f'{len(before)} of {len(history.requests)} before')
+        self.check('the load went on before and after', 0 < len(before) < len(history.requests),
+                   f'{len(before)} of {len(history.requests)} before')
         self.check('nothing was recorded twice', not twice, twice[:3])
         self.check('no token twice for a key', not history.same_token, history.same_token[:3])
         self.check('a party that honours effect_key did nothing twice', not party['honours'], party['honours'][:3])
         if self.synchronous or self.fault == 'switchover':
-            self.check('no acknowledged answer was lost', not lost, f'{len(lost)} lost, such as {lost[:3]}' if lost else f'{len(before)} were there')
+            self.check('no acknowledged answer was lost', not lost,
+                       f'{len(lost)} lost, such as {lost[:3]}' if lost else f'{len(before)} were there')
             self.check('a party that takes no key did nothing twice', not party['plain'], party['plain'][:3])
         else:
             self.check('the test notices what is lost without a synchronous standby', lost, f'{len(lost)} acknowledged and lost')
             late = [key for key, early in lost if not early]
             if self.fault in ('freeze', 'patroni'):
-                print(f'        {self.title}: {len(late)} of these were acknowledged by the old primary after there was a new one', flush=True)
+                print(f'        {self.title}: {len(late)} of these were acknowledged by the old primary after there was a new one',
+                      flush=True)
             else:
                 self.check('all of it before there was a new primary', not late, late[:3])
         missing = [key for key in history.requests if not rows[key]]
@@ -363,7 +367,8 @@ class Round:
             with careless.transaction():
                 careless.execute('SELECT idempotency.claim(%s, %s, %s)', (SCOPE, 'probe', probes.key('careless') + ' anew'))
                 careless.execute('INSERT INTO work VALUES (%s, %s)', (probes.key('careless'), 'second'))
-                careless.execute("SELECT idempotency.complete(%s, %s, %s, 200, 'second')", (SCOPE, 'probe', probes.key('careless') + ' anew'))
+                careless.execute("SELECT idempotency.complete(%s, %s, %s, 200, 'second')",
+                                 (SCOPE, 'probe', probes.key('careless') + ' anew'))
         number = {what: connection.execute('SELECT count(*) FROM work WHERE key = %s', (probes.key(what),)).fetchone()[0]
                   for what in ('lost answer', 'careless')}
         self.check('an answer that was lost, asked for with the same key: done once', number['lost answer'] == 1, number)
@@ -421,7 +426,8 @@ class Round:
     def look_at_ghost(self, connection, ghost, promoted):
         """What the old primary acknowledged after there was a new one."""
         after = [key for at, key in ghost.acknowledged if at > promoted]
-        there = {key for key, in connection.execute("SELECT key FROM idempotency.idempotency_keys WHERE scope = %s AND operation = 'ghost'", (SCOPE,))}
+        there = {key for key, in connection.execute(
+            "SELECT key FROM idempotency.idempotency_keys WHERE scope = %s AND operation = 'ghost'", (SCOPE,))}
         lost = [key for key in after if key not in there]
         self.row['ghost'] = len(lost)
         if self.synchronous or self.fault in ('switchover', 'node', 'postmaster', 'cut'):
@@ -429,7 +435,8 @@ class Round:
         else:
             print(f'        {self.title}: the old primary went on, and acknowledged {len(lost)} claims that are lost', flush=True)
         if self.fault in BEHIND:
-            refused = [sqlstate_of(connection, COMPLETE, SCOPE, 'ghost', key, 'late', token) for key, token in ghost.tokens if key not in there]
+            refused = [sqlstate_of(connection, COMPLETE, SCOPE, 'ghost', key, 'late', token)
+                       for key, token in ghost.tokens if key not in there]
             self.check('every claim that was lost with the old primary is refused here',
                        set(refused) <= {'IK001 forgotten'}, f'{len(refused)} refused')
 
