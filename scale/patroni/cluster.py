@@ -3,7 +3,8 @@
 Each node reaches etcd, and is reached by the other nodes, through a link of its own: a
 haproxy that only passes bytes on. A link that is cut is a haproxy that is stopped: it
 loses nothing at once, answers nothing, and what it holds is dropped when it is mended.
-So a node can be cut off from etcd, or its standbys from it, without touching it.
+So a node can be cut off from etcd, or its standbys from it, without touching it. Clients
+reach every node without a link.
 
 All processes are descendants of this one, also those whose parents were killed, so that
 each can be found and ended by its number.
@@ -192,11 +193,12 @@ listen link
 class Node:
     def __init__(self, cluster, name, ports):
         self.cluster, self.name = cluster, name
-        self.port, self.rest, etcd_port, link_port = ports
+        self.port, self.rest, etcd_port, link_port, rest_port = ports
         self.data = f'{cluster.folder}/{name}/data'
         os.mkdir(f'{cluster.folder}/{name}', 0o700)
         self.to_etcd = Link(cluster.processes, f'{name}-to-etcd', etcd_port, cluster.etcd_port)
         self.to_me = Link(cluster.processes, f'{name}-to-me', link_port, self.port)
+        self.to_rest = Link(cluster.processes, f'{name}-to-rest', rest_port, self.rest)
         self.patroni = None
         with open(f'{cluster.folder}/{name}.yml', 'w') as file:
             json.dump(self.config(), file, indent=4)  # JSON is YAML
@@ -207,7 +209,7 @@ class Node:
         everybody['superuser'] = {'username': 'postgres'}
         return {
             'scope': 'idempotency', 'name': self.name,
-            'restapi': {'listen': f'127.0.0.1:{self.rest}', 'connect_address': f'127.0.0.1:{self.rest}'},
+            'restapi': {'listen': f'127.0.0.1:{self.rest}', 'connect_address': f'127.0.0.1:{self.to_rest.port}'},
             # use_proxies: the members of etcd are not asked for their addresses, past the link
             self.cluster.dcs: {'hosts': [f'127.0.0.1:{self.to_etcd.port}'], 'use_proxies': True},
             'bootstrap': {
@@ -291,7 +293,7 @@ class Cluster:
         self.bindir, self.folder = bindir, folder
         self.dcs = os.environ.get('DCS') or the_right_etcd()
         self.processes = Processes(folder)
-        self.etcd_port, peer, self.port, *ports = free_ports(3 + 3 * 4)
+        self.etcd_port, peer, self.port, *ports = free_ports(3 + 3 * 5)
         etcd = f'http://127.0.0.1:{self.etcd_port}'
         self.processes.start('etcd', [
             'etcd', '--enable-v2', '--name', 'etcd', '--data-dir', f'{folder}/etcd',
@@ -299,7 +301,7 @@ class Cluster:
             '--listen-peer-urls', f'http://127.0.0.1:{peer}', '--initial-advertise-peer-urls', f'http://127.0.0.1:{peer}',
             '--initial-cluster', f'etcd=http://127.0.0.1:{peer}'])
         wait_for('etcd answers', lambda: http(f'{etcd}/health')[0] == 200)
-        self.nodes = [Node(self, f'n{i + 1}', ports[4 * i:4 * i + 4]) for i in range(3)]
+        self.nodes = [Node(self, f'n{i + 1}', ports[5 * i:5 * i + 5]) for i in range(3)]
         self._start_haproxy()
         self.nodes[0].start()
         wait_for('the first node is the primary', self.leader)

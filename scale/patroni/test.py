@@ -19,7 +19,7 @@ FAULTS = {
     'postmaster': 'server killed, Patroni alive',
     'node': 'server and Patroni killed',
     'freeze': 'node frozen',
-    'cut': 'cut off from etcd and standbys',
+    'cut': 'cut off from etcd and the other nodes',
     'patroni': 'Patroni alone frozen, no watchdog',
 }
 # From here on nothing of the old primary reaches the standbys. A switchover waits for
@@ -230,7 +230,7 @@ class Round:
 
         wait_for('the gap\'s clients are done', lambda: not any(thread.is_alive() for thread in self.probes.threads))
         with cluster.connect() as connection:
-            self.look_at_history(connection, began, promoted)
+            self.look_at_history(connection, promoted)
             self.look_at_probes(connection)
             self.look_at_gap(connection)
             self.look_at_ghost(connection, ghost, promoted)
@@ -252,7 +252,10 @@ class Round:
         elif self.fault == 'freeze':
             old.freeze()
         elif self.fault == 'cut':
+            # From the other nodes, too, or they would learn from it that it has more than they have,
+            # and with synchronous_mode off none of them would step in.
             old.to_etcd.cut()
+            old.to_rest.cut()
         elif self.fault == 'patroni':
             old.freeze_patroni()
 
@@ -260,6 +263,7 @@ class Round:
         old = self.old
         old.to_me.mend()
         old.to_etcd.mend()
+        old.to_rest.mend()
         if self.fault == 'node':
             old.start()
         elif self.fault in ('freeze', 'patroni'):
@@ -294,14 +298,14 @@ class Round:
 
     # ---- after it --------------------------------------------------------------------
 
-    def look_at_history(self, connection, began, promoted):
+    def look_at_history(self, connection, promoted):
         history = self.load.history
         rows = collections.defaultdict(list)
         for key, answer in connection.execute('SELECT key, answer FROM work'):
             rows[key].append(answer)
         answers = {f'{key}': body for key, body in connection.execute(
             'SELECT key, response_body FROM idempotency.idempotency_keys WHERE scope = %s AND status = %s', (SCOPE, 'completed'))}
-        before = [key for key, told in history.acknowledged.items() if any(at < began for at, _ in told)]
+        before = [key for key, told in history.acknowledged.items() if any(at < promoted for at, _ in told)]
         lost = []
         for key, told in history.acknowledged.items():
             kind = history.requests[key]
@@ -474,8 +478,8 @@ class Round:
 
 
 def table(rows):
-    columns = ('fault', 'synchronous_mode', 'requests', 'acknowledged before', 'of these lost', 'claims lost', 'recorded twice',
-               'done twice: party with effect_key', 'without', 'acknowledged by the old primary afterwards', 'outage, s')
+    columns = ('fault', 'synchronous_mode', 'requests', 'acknowledged by the old primary', 'of these lost', 'claims lost', 'recorded twice',
+               'done twice: party with effect_key', 'without', 'by the old primary afterwards', 'outage, s')
     print('\n| ' + ' | '.join(columns) + ' |\n|' + '---|' * len(columns))
     for fault, synchronous, row in rows:
         print('| ' + ' | '.join(str(value) for value in (
