@@ -4,10 +4,10 @@ SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS idempotency;
 RESET client_min_messages;
 
--- The second, and 20 bits of the sequence; a JavaScript number holds it.
+-- The second, 2 bits of the timeline, and 18 of the sequence; a JavaScript number holds it.
 SELECT token FROM idempotency.claim('tokens', 'op', 'form', lease => '5 min') \gset
 SELECT abs((:token >> 20) - extract(epoch FROM clock_timestamp())) < 300 AS second, :token < (1::bigint << 53) AS fits,
-	:token & ((1 << 20) - 1) = last_value & ((1 << 20) - 1) AS sequence FROM idempotency.token_seq;
+	:token & ((1 << 18) - 1) = last_value & ((1 << 18) - 1) AS sequence FROM idempotency.token_seq;
 SELECT to_timestamp((1::bigint << 33) - 1) AT TIME ZONE 'UTC' AS until;
 
 -- The sequence goes back, as a restore, a promoted subscriber or a failover may
@@ -25,7 +25,7 @@ SELECT pg_temp.back('k');
 INSERT INTO given (token) SELECT token FROM idempotency.lookup('tokens', 'tokens', 'k');
 INSERT INTO given (token) SELECT token FROM idempotency.claim('tokens', 'tokens', 'k', lease => '5 min');
 -- One that is larger for the row's sake alone keeps its bits of the sequence.
-SELECT last_value, token & ((1 << 20) - 1) = last_value AS sequence FROM idempotency.token_seq, idempotency.lookup('tokens', 'tokens', 'k');
+SELECT last_value, token & ((1 << 18) - 1) = last_value AS sequence FROM idempotency.token_seq, idempotency.lookup('tokens', 'tokens', 'k');
 SELECT pg_temp.back('k');
 INSERT INTO given (token) SELECT token FROM idempotency.lookup('tokens', 'tokens', 'k');
 INSERT INTO given (token) SELECT token FROM idempotency.claim_abandoned('tokens', '5 min');

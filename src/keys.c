@@ -25,6 +25,7 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "datatype/timestamp.h"
@@ -38,8 +39,9 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
-/* How much of a token is the sequence's; the rest is the second. */
-#define TOKEN_SEQUENCE_BITS 20
+/* A token: above these bits the second, and in them, from above, the timeline and the sequence. */
+#define TOKEN_SECOND_SHIFT 20
+#define TOKEN_SEQUENCE_BITS 18
 
 /*----------
  * Reading
@@ -554,12 +556,20 @@ idem_keys_count(KeyCount what, TimestampTz before, int64 enough)
  * A fencing token for a new claim, larger than "floor", the last one that the
  * key is known to have had (0: none).
  *
- * The second since 1970, and below it 20 bits of a sequence. So a token is
- * larger than all that were given in earlier seconds, whatever became of those:
- * nothing has to be put right after a restore, a promotion or the loss of the
- * last transactions, where a bare sequence begins anew behind the rows. Within
- * a second the sequence keeps tokens apart, for a million claims. The whole
- * fits the 53 bits of a JavaScript number until the year 2242.
+ * The second since 1970, below it 2 bits of the timeline, and 18 of a sequence. So
+ * a token is larger than all that were given in earlier seconds, whatever became
+ * of those: nothing has to be put right after a restore, a promotion or the loss
+ * of the last transactions, where a bare sequence begins anew behind the rows.
+ * Within a second the sequence keeps tokens apart, for a quarter of a million
+ * claims. The whole fits the 53 bits of a JavaScript number until the year 2242.
+ *
+ * A promotion is a matter of tenths of a second, and two machines' clocks can be
+ * seconds apart. So a new primary can be in a second in which the old one has
+ * given, or still gives, tokens that never got here; the sequence does not know of
+ * those, and gives their numbers again. But the new primary writes on another
+ * timeline. With its lowest two bits no token of the last three timelines is given
+ * again in any second, and within one second it is also the larger one, except
+ * where those two bits begin anew.
  *
  * A clock that steps back makes the token of a new key smaller than those
  * given before. That does no harm: what is compared is always the token of
@@ -572,22 +582,24 @@ idem_keys_count(KeyCount what, TimestampTz before, int64 enough)
 int64
 idem_keys_next_token(int64 floor)
 {
-	int64 low = nextval_internal(idem_member_oid(IDEM_TOKEN_SEQUENCE), false) &
-		((INT64CONST(1) << TOKEN_SEQUENCE_BITS) - 1);
+	int64 number = nextval_internal(idem_member_oid(IDEM_TOKEN_SEQUENCE), false);
+	int64 low = ((int64) GetWALInsertionTimeLine() << TOKEN_SEQUENCE_BITS |
+				 (number & ((INT64CONST(1) << TOKEN_SEQUENCE_BITS) - 1))) &
+		((INT64CONST(1) << TOKEN_SECOND_SHIFT) - 1);
 	int64 second = GetCurrentTimestamp() / USECS_PER_SEC +
 		(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY;
-	int64 token = (second << TOKEN_SEQUENCE_BITS) | low;
+	int64 token = (second << TOKEN_SECOND_SHIFT) | low;
 
 	if (token > floor)
 		return token;
-	second = (floor >> TOKEN_SEQUENCE_BITS) + 1;
-	if (second > PG_INT64_MAX >> TOKEN_SEQUENCE_BITS)
+	second = (floor >> TOKEN_SECOND_SHIFT) + 1;
+	if (second > PG_INT64_MAX >> TOKEN_SECOND_SHIFT)
 		ereport(ERROR,
 				(errcode(ERRCODE_SEQUENCE_GENERATOR_LIMIT_EXCEEDED),
 				 errmsg("the key's token is too large to be followed by another"),
 				 errhint("Tokens are written by the functions of schema %s only; forget() the key.",
 						 IDEM_SCHEMA_NAME)));
-	return (second << TOKEN_SEQUENCE_BITS) | low;
+	return (second << TOKEN_SECOND_SHIFT) | low;
 }
 
 /*----------

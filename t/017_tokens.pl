@@ -26,12 +26,13 @@ $control->ok('CREATE TABLE taken (key text, token bigint)');
 foreach my $round (1 .. 3)
 {
 	# Rows as an earlier server left them: tokens of the present second, which is
-	# the tightest floor, with other lower bits than the sequence will give.
+	# the tightest floor, with other lower bits than the sequence will give, and of
+	# this server's timeline, the first.
 	$control->ok("SELECT idempotency.forget_scope('tokens', true)");
 	$control->ok('TRUNCATE taken');
 	$control->ok("SELECT setval('idempotency.token_seq', 1)");
 	$control->ok("INSERT INTO idempotency.idempotency_keys (created_at, expires_at, attempt, token, locked_until, lease_ms, scope, operation, key, status)
-		SELECT now(), now() + interval '1 day', 1, (extract(epoch FROM clock_timestamp())::bigint << 20) + 100 + 2 * i, now(), 60000, 'tokens', 'many', i::text, 'in_progress'
+		SELECT now(), now() + interval '1 day', 1, (extract(epoch FROM clock_timestamp())::bigint << 20) + (1 << 18) + 100 + 2 * i, now(), 60000, 'tokens', 'many', i::text, 'in_progress'
 		FROM generate_series(1, $leases) i");
 
 	my @workers = map { Connection->connect($node) } 1 .. $clients;
@@ -47,7 +48,7 @@ foreach my $round (1 .. 3)
 	is($control->ok('SELECT count(*) - count(DISTINCT token) FROM taken')->value, 0, "round $round: no token was given twice");
 	is( $control->ok('SELECT count(*) FROM taken t JOIN idempotency.idempotency_keys k ON k.key = t.key AND k.token = t.token WHERE k.attempt = 2')->value,
 		$leases, "round $round: each is the row's");
-	is( $control->ok("SELECT count(*) FROM taken WHERE token <= (extract(epoch FROM now() - interval '1 day')::bigint << 20) + 100 + 2 * key::int")->value,
+	is( $control->ok("SELECT count(*) FROM taken WHERE token <= (extract(epoch FROM now() - interval '1 day')::bigint << 20) + (1 << 18) + 100 + 2 * key::int")->value,
 		0, "round $round: and larger than the one before");
 }
 
@@ -68,7 +69,8 @@ cmp_ok($next, '>', $late, 'the token is larger all the same');
 is($first->query("SELECT idempotency.complete('tokens', 'owner', 'k', 200, token => $late)")->code, 'IK001', 'the late owner is refused');
 
 # The row is lost with the last transactions, and the key is claimed anew: what a
-# new primary after an asynchronous failover does, a second later at the earliest.
+# new primary after an asynchronous failover does, a second later. (In the same
+# second: 018_same_second.pl.)
 my $lost = $first->ok("SELECT token FROM idempotency.claim('tokens', 'owner', 'lost', lease => '5 min')")->value;
 $number = $control->ok('SELECT last_value FROM idempotency.token_seq')->value;
 $control->ok("SELECT idempotency.forget('tokens', 'owner', 'lost', true)");
