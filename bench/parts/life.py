@@ -52,6 +52,7 @@ def add_options(parser):
     parser.add_argument("--life-sql", default="", help="life: executed before all; to try other settings of the tables")
     parser.add_argument("--held", action="store_true", help="life: ours alone, while a snapshot is held")
     parser.add_argument("--held-seconds", type=int, default=600, help="life --held: how long")
+    parser.add_argument("--free-seconds", type=int, help="life --held: how long without it; as long, if not given")
     parser.add_argument("--held-rate", type=int, default=2000, help="life --held: claims a second")
 
 
@@ -216,7 +217,8 @@ def measure_held(server, ours, options):
         server.empty()
         with cleaning(server, ours), server.snapshot_held() if held else nullcontext():
             server.pgbench(ours.script, options.life_warm_up * lifetime, rate=options.held_rate, lifetime=lifetime)
-            rate = rate_of(server.start_pgbench(ours.script, options.held_seconds, log="held", rate=options.held_rate,
+            seconds = options.held_seconds if held else options.free_seconds or options.held_seconds
+            rate = rate_of(server.start_pgbench(ours.script, seconds, log="held", rate=options.held_rate,
                                                 lifetime=lifetime), ours.script)
             expired = server.number("SELECT count(*) FROM %s WHERE expires_at <= now();" % KEYS)
             size = server.number("SELECT pg_total_relation_size('%s');" % KEYS)
