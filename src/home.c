@@ -46,18 +46,21 @@
 #include "utils/varlena.h"
 
 /*
- * SET_LOCKTAG_SHARD_METADATA_RESOURCE in Citus's resource_lock.h. Tests that do
- * without Citus build the library with a class that SQL can reach.
+ * How Citus makes a lock of a shard, since its version 9.2: see
+ * SetLocktagForShardDistributionMetadata() in its resource_lock.c. Shards that belong
+ * together have one, by their place among those of their table. Tests that do without
+ * Citus build the library with a class that SQL can reach.
  */
-#ifndef IDEM_HOME_LOCK_CLASS
-#define IDEM_HOME_LOCK_CLASS 4
+#ifndef HOME_LOCK_CLASS
+#define HOME_LOCK_CLASS 8
 #endif
+#define HOME_LOCK_CLASS_ALONE 4
 
 typedef struct HomeShard
 {
 	int32 minimum; /* of the hashes of its values */
 	int32 maximum;
-	int64 id;
+	LOCKTAG lock;
 	bool here;
 } HomeShard;
 
@@ -80,8 +83,9 @@ static struct
 static IdemMemory home_table_known;
 static IdemMemory home_node_known;
 
-/* The lock that the last idem_home_enter() took; 0: none. */
-static int64 home_entered = 0;
+/* The lock that the last idem_home_enter() took, if it took one. */
+static LOCKTAG home_lock_entered;
+static bool home_entered = false;
 
 /*----------
  * What Citus's catalog says
@@ -95,7 +99,7 @@ static const char *const home_query =
 	"     THEN pg_catalog.column_to_column_name(p.logicalrelid, p.partkey) END,"
 	"   COALESCE(s.shardminvalue::pg_catalog.int4, (-2147483648)::pg_catalog.int4),"
 	"   COALESCE(s.shardmaxvalue::pg_catalog.int4, 2147483647),"
-	"   s.shardid,"
+	"   s.shardid, p.colocationid,"
 	"   EXISTS (SELECT FROM pg_catalog.pg_dist_placement AS l"
 	"     CROSS JOIN pg_catalog.pg_dist_local_group AS g"
 	"     WHERE l.shardid OPERATOR(pg_catalog.=) s.shardid AND l.shardstate OPERATOR(pg_catalog.=) 1"
@@ -156,11 +160,17 @@ home_copy_shards(Oid table)
 	for (int i = 0; i < number; i++)
 	{
 		HeapTuple row = SPI_tuptable->vals[i];
+		int64 id = DatumGetInt64(SPI_getbinval(row, desc, 4, &isnull));
+		uint32 colocation = DatumGetInt32(SPI_getbinval(row, desc, 5, &isnull));
 
 		shards[i].minimum = DatumGetInt32(SPI_getbinval(row, desc, 2, &isnull));
 		shards[i].maximum = DatumGetInt32(SPI_getbinval(row, desc, 3, &isnull));
-		shards[i].id = DatumGetInt64(SPI_getbinval(row, desc, 4, &isnull));
-		shards[i].here = DatumGetBool(SPI_getbinval(row, desc, 5, &isnull));
+		if (colocation != 0)
+			SET_LOCKTAG_ADVISORY(shards[i].lock, MyDatabaseId, i, colocation, HOME_LOCK_CLASS);
+		else
+			SET_LOCKTAG_ADVISORY(shards[i].lock, MyDatabaseId, (uint32) (id >> 32), (uint32) id,
+								 HOME_LOCK_CLASS_ALONE);
+		shards[i].here = DatumGetBool(SPI_getbinval(row, desc, 6, &isnull));
 	}
 	home.shards = shards;
 	home.nshards = number;
@@ -386,39 +396,34 @@ idem_home_is_here(text *scope)
  *----------
  */
 
-static void
-home_set_tag(LOCKTAG *tag, int64 shard)
-{
-	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, (uint32) (shard >> 32), (uint32) shard,
-						 IDEM_HOME_LOCK_CLASS);
-}
-
 /*
  * Under the resource owner of the transaction or savepoint, as the locks of keys;
  * see locks.c. Waits as for any lock.
  */
 static void
-home_lock(int64 shard, LOCKMODE mode)
+home_lock(const LOCKTAG *lock, LOCKMODE mode)
 {
-	LOCKTAG tag;
 	ResourceOwner caller = CurrentResourceOwner;
 
-	home_set_tag(&tag, shard);
 	CurrentResourceOwner = CurTransactionResourceOwner;
-	(void) LockAcquire(&tag, mode, false, false);
+	(void) LockAcquire(lock, mode, false, false);
 	CurrentResourceOwner = caller;
 }
 
 static void
-home_unlock(int64 shard)
+home_unlock(const LOCKTAG *lock)
 {
-	LOCKTAG tag;
 	ResourceOwner caller = CurrentResourceOwner;
 
-	home_set_tag(&tag, shard);
 	CurrentResourceOwner = CurTransactionResourceOwner;
-	(void) LockRelease(&tag, ShareLock, false);
+	(void) LockRelease(lock, ShareLock, false);
 	CurrentResourceOwner = caller;
+}
+
+static bool
+home_same_lock(const LOCKTAG *a, const LOCKTAG *b)
+{
+	return memcmp(a, b, sizeof(LOCKTAG)) == 0;
 }
 
 /*
@@ -428,9 +433,10 @@ home_unlock(int64 shard)
 static bool
 home_settle(text *scope, bool here)
 {
-	int64 locked = 0;
+	LOCKTAG locked;
+	bool is_locked = false;
 
-	home_entered = 0;
+	home_entered = false;
 	for (;;)
 	{
 		const HomeShard *shard = home_shard_of(scope);
@@ -440,23 +446,25 @@ home_settle(text *scope, bool here)
 			return !here;
 		if (shard->here != here)
 			break;
-		if (shard->id != locked)
+		if (!is_locked || !home_same_lock(&locked, &shard->lock))
 		{
-			if (locked != 0)
-				home_unlock(locked);
-			locked = shard->id;
-			home_lock(locked, ShareLock);
+			if (is_locked)
+				home_unlock(&locked);
+			locked = shard->lock;
+			home_lock(&locked, ShareLock);
+			is_locked = true;
 
 			/* What has changed before we got the lock is known now. */
 			AcceptInvalidationMessages();
 			if (!home_is_known())
 				continue;
 		}
-		home_entered = locked;
+		home_lock_entered = locked;
+		home_entered = true;
 		return true;
 	}
-	if (locked != 0)
-		home_unlock(locked);
+	if (is_locked)
+		home_unlock(&locked);
 	return false;
 }
 
@@ -491,11 +499,11 @@ idem_home_stay_away(text *scope)
 void
 idem_home_leave(void)
 {
-	int64 locked = home_entered;
-
-	home_entered = 0;
-	if (locked != 0)
-		home_unlock(locked);
+	if (home_entered)
+	{
+		home_entered = false;
+		home_unlock(&home_lock_entered);
+	}
 }
 
 /*
@@ -533,16 +541,14 @@ idem_home_check(text *scope)
  * is enough, and its end must not be waited for.
  */
 static void
-home_close_shard(int64 shard)
+home_close_shard(const LOCKTAG *lock)
 {
-	LOCKTAG tag;
 	int others;
 
-	home_set_tag(&tag, shard);
 	/* This mode conflicts with exclusive locks, and with no share lock. */
-	(void) GetLockConflicts(&tag, RowShareLock, &others);
+	(void) GetLockConflicts(lock, RowShareLock, &others);
 	if (others == 0)
-		home_lock(shard, ExclusiveLock);
+		home_lock(lock, ExclusiveLock);
 }
 
 /*
@@ -552,7 +558,8 @@ home_close_shard(int64 shard)
 static int32
 home_close_hash(int32 hash)
 {
-	int64 closed = 0;
+	LOCKTAG closed;
+	bool is_closed = false;
 
 	for (;;)
 	{
@@ -562,10 +569,11 @@ home_close_hash(int32 hash)
 		shard = home_shard_at(hash);
 		if (shard == NULL)
 			return PG_INT32_MAX; /* there are no gaps, unless there is none at all */
-		if (!shard->here || shard->id == closed)
+		if (!shard->here || (is_closed && home_same_lock(&closed, &shard->lock)))
 			return shard->maximum;
-		closed = shard->id;
-		home_close_shard(closed);
+		closed = shard->lock;
+		is_closed = true;
+		home_close_shard(&closed);
 		AcceptInvalidationMessages();
 		CHECK_FOR_INTERRUPTS();
 	}

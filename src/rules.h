@@ -43,7 +43,7 @@ extern IdemPolicy idem_policy_for(const text *operation);
 extern bool idem_binding_allows(text *scope);
 extern void idem_binding_check(text *scope);
 
-/* home.c: but for the first, all is for those who have homes */
+/* home.c: but for idem_home_check() and the hash, where there are homes */
 extern void idem_home_check(text *scope);
 extern bool idem_home_enter(text *scope);
 extern bool idem_home_stay_away(text *scope);
