@@ -767,7 +767,7 @@ COMMENT ON FUNCTION idempotency.export_scopes IS
 	'Keys of scopes that move to another node, by name or by the range of their hashes; until the transaction ends nobody else decides about them';
 
 CREATE FUNCTION idempotency.import_key(
-	key idempotency.idempotency_keys)
+	exported idempotency.idempotency_keys)
 RETURNS pg_catalog.bool
 AS 'MODULE_PATHNAME', 'idempotency_import_key'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;

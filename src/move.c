@@ -358,7 +358,7 @@ move_read_row(KeyRow *row, KeyIdentity *id, FunctionCallInfo fcinfo)
 	if (idem_arg_is_null(fcinfo, 0))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("key must not be null"),
+				 errmsg("exported must not be null"),
 				 errhint("Pass a row of export_scopes().")));
 	header = PG_GETARG_HEAPTUPLEHEADER(0);
 	if (HeapTupleHeaderGetTypeId(header) != table->rd_rel->reltype)
