@@ -756,6 +756,34 @@ LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 COMMENT ON FUNCTION idempotency.import_completed IS
 	'Puts in a key that was completed elsewhere, for moving over from a home-grown table; false if it is known here or has expired';
 
+CREATE FUNCTION idempotency.export_scopes(
+	scopes pg_catalog.text[] DEFAULT NULL,
+	minimum pg_catalog.int4 DEFAULT NULL,
+	maximum pg_catalog.int4 DEFAULT NULL)
+RETURNS SETOF idempotency.idempotency_keys
+AS 'MODULE_PATHNAME', 'idempotency_export_scopes'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE ROWS 1000;
+COMMENT ON FUNCTION idempotency.export_scopes IS
+	'Keys of scopes that move to another node, by name or by the range of their hashes; until the transaction ends nobody else decides about them';
+
+CREATE FUNCTION idempotency.import_key(
+	exported idempotency.idempotency_keys)
+RETURNS pg_catalog.bool
+AS 'MODULE_PATHNAME', 'idempotency_import_key'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.import_key IS
+	'Puts in a key that export_scopes() has returned on another node, with its token and its lease; false if it has expired, or is here already and as far';
+
+CREATE FUNCTION idempotency.forget_exported(
+	scopes pg_catalog.text[] DEFAULT NULL,
+	minimum pg_catalog.int4 DEFAULT NULL,
+	maximum pg_catalog.int4 DEFAULT NULL)
+RETURNS pg_catalog.int8
+AS 'MODULE_PATHNAME', 'idempotency_forget_exported'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION idempotency.forget_exported IS
+	'Deletes the keys that scopes have left behind on this node after their move, and says how many; refused for a scope that is at home here';
+
 CREATE FUNCTION idempotency.cleanup(
 	older_than pg_catalog.interval DEFAULT NULL,
 	max_rows pg_catalog.int8 DEFAULT NULL,

@@ -41,7 +41,7 @@ SELECT name, signature FROM documented_call EXCEPT SELECT name, signature FROM r
 -- Every default is NULL, as the document says.
 SELECT p.proname FROM pg_proc AS p
  WHERE p.pronamespace = 'idempotency'::regnamespace
-   AND regexp_replace(pg_get_expr(p.proargdefaults, 0), 'NULL::[a-z ]+(, )?', '', 'g') <> '';
+   AND regexp_replace(pg_get_expr(p.proargdefaults, 0), 'NULL::[][a-z ]+(, )?', '', 'g') <> '';
 -- No overloads, ever.
 SELECT name FROM real_call GROUP BY name HAVING count(*) > 1;
 

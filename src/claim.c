@@ -337,10 +337,13 @@ claim_decide_waiting(const ClaimRequest *request, ClaimAnswer *answer)
 		if (left <= 0)
 			break;
 
+		if (idem_have_homes())
+			idem_home_leave();
 		if (answer->lock_taken)
 			locked = idem_lock_wait_for(&request->id, left);
 		else
 			idem_wake_sleep(&request->id, Min(left, answer->retry_after));
+		idem_home_check(request->id.scope);
 
 		idem_wake_prepare(&request->id);
 		idem_claim_decide(request, locked, answer);

@@ -82,7 +82,7 @@ PG_FUNCTION_INFO_V1(idempotency_forget_scope);
  * SQL forget_scope(): how many rows went. Takes no key locks: a scope may
  * have more keys than the lock table has places.
  *
- * Errors: 22004, 22023, 22001 scope.
+ * Errors: 22004, 22023, 22001 scope; 55000 its home is another node.
  */
 Datum
 idempotency_forget_scope(PG_FUNCTION_ARGS)
@@ -93,6 +93,7 @@ idempotency_forget_scope(PG_FUNCTION_ARGS)
 	idem_require_writable("forget_scope");
 	scope = idem_scope_argument(fcinfo);
 	idem_binding_check(scope);
+	idem_home_check(scope);
 	PG_RETURN_INT64(idem_keys_delete_scope(scope, force));
 }
 
@@ -227,7 +228,8 @@ PG_FUNCTION_INFO_V1(idempotency_redact_scope);
  * SQL redact_scope(): the same for all finished keys of a scope; how many.
  * Takes no key locks.
  *
- * Errors: 22004, 22023, 22001 scope; 25006 read-only.
+ * Errors: 22004, 22023, 22001 scope; 55000 its home is another node; 25006
+ * read-only.
  */
 Datum
 idempotency_redact_scope(PG_FUNCTION_ARGS)
@@ -237,5 +239,6 @@ idempotency_redact_scope(PG_FUNCTION_ARGS)
 	idem_require_writable("redact_scope");
 	scope = idem_scope_argument(fcinfo);
 	idem_binding_check(scope);
+	idem_home_check(scope);
 	PG_RETURN_INT64(idem_keys_redact_scope(scope));
 }

@@ -12,9 +12,11 @@
  *-------------------------------------------------------------------------
  */
 #include "rows.h"
+#include "rules.h"
 #include "server.h"
 
 #include "access/table.h"
+#include "commands/extension.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -234,6 +236,53 @@ health_check_last_cleanup(Health *health)
 					  "No clean-up has run here yet, and nothing has been waiting for it.");
 }
 
+/* More scopes are not looked at: each costs a probe of the index. */
+#define MOST_SCOPES 10000
+
+/*
+ * Where Citus is: whether calls are kept to the node of their rows, and how many
+ * scopes have left keys behind on this one. Only there, or where somebody counts on
+ * it.
+ */
+static void
+health_check_home(Health *health)
+{
+	bool citus = OidIsValid(get_extension_oid("citus", true));
+	text *scope = cstring_to_text("");
+	int64 strays = 0;
+	const char *problem;
+
+	if (!idem_have_homes())
+	{
+		if (citus && health_number_on(IDEM_KEYS_TABLE, "SELECT pg_catalog.count(*)"
+													   " FROM pg_catalog.pg_dist_shard") > 0)
+			health_report(health, "home", "warn", false, 0, 0,
+						  "\"idempotency.home_table\" is not set: a call that Citus did not send"
+						  " to the node of its rows is not refused.");
+		else if (citus)
+			health_report(health, "home", "ok", false, 0, 0, "Citus has no shards here.");
+		return;
+	}
+	problem = idem_home_problem();
+	if (problem != NULL)
+	{
+		health_report(health, "home", "critical", false, 0, 0,
+					  psprintf("\"idempotency.home_table\" names no table that says where a scope"
+							   " is at home, so every claim is refused. %s",
+							   problem));
+		return;
+	}
+	for (int i = 0; i < MOST_SCOPES && (scope = idem_keys_next_scope(scope)) != NULL; i++)
+	{
+		strays += !idem_home_is_here(scope);
+		CHECK_FOR_INTERRUPTS();
+	}
+	health_report_number(health, "home", strays, 1,
+						 "Scopes whose shard is on another node have keys here: their shards were"
+						 " moved without them, or they wait for forget_exported()."
+						 " Not more than 10000 scopes are looked at.");
+}
+
 PG_FUNCTION_INFO_V1(idempotency_health);
 
 /*
@@ -273,5 +322,6 @@ idempotency_health(PG_FUNCTION_ARGS)
 		health_report_number(&health, health_numbers[i].check,
 							 health_number_on(IDEM_KEYS_TABLE, health_numbers[i].sql),
 							 *health_numbers[i].threshold, health_numbers[i].what_to_do);
+	health_check_home(&health);
 	return (Datum) 0;
 }

@@ -11,6 +11,7 @@
  * pending		a claim of the running transaction, kept in backend memory
  * leased		a claim whose row is written at once and fenced by a token
  * row			a line of idempotency.idempotency_keys, as a KeyRow
+ * home			of a scope: the node of a Citus cluster that keeps its keys
  *
  * Layers
  * ------
@@ -21,7 +22,7 @@
  * (top)		one file for each family of calls; nobody calls these
  * claims.h		who may do the work: locks, waiting, pending claims, owners
  * server.h		shared memory, counters, clean-up and the processes that do it
- * rules.h		what administrators have laid down: policies, bindings
+ * rules.h		what administrators have laid down: policies, bindings, homes
  * rows.h		the table and its rows: states, reading, writing
  * idempotency.h	this one
  *
@@ -128,6 +129,7 @@ extern int idem_max_key_length;  /* bytes */
 extern int idem_max_claims_per_transaction;
 extern int idem_max_response_size; /* kB */
 extern bool idem_require_binding;
+extern char *idem_home_table; /* empty: none */
 
 #define IDEM_MAX_TTL_US ((int64) idem_max_ttl * USECS_PER_SEC)
 

@@ -29,6 +29,7 @@
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "datatype/timestamp.h"
+#include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
 #include "storage/procarray.h"
@@ -527,6 +528,84 @@ idem_keys_abandoned(text *operation, int64 max_rows, int64 seen)
 }
 
 static void
+keys_copy_scope(void *state, uint64 nrows)
+{
+	Identities *result = state;
+	MemoryContext spi = MemoryContextSwitchTo(result->context);
+
+	if (nrows > 0)
+		result->list = list_make1(DatumGetTextPCopy(idem_plan_value(0, 1)));
+	MemoryContextSwitchTo(spi);
+}
+
+/*
+ * The first scope that there is a key of behind another, or NULL; in the current
+ * context. Costs one probe of the index, however many keys a scope has.
+ */
+text *
+idem_keys_next_scope(text *before)
+{
+	Identities result = {CurrentMemoryContext, NIL};
+	Datum values[1] = {PointerGetDatum(before)};
+
+	idem_plan_execute(STATEMENT_NEXT_SCOPE, values, NULL, keys_copy_scope, &result);
+	return result.list != NIL ? linitial(result.list) : NULL;
+}
+
+/* Rows that are in memory at one time. */
+#define PAGE_ROWS INT64CONST(1000)
+
+typedef struct ScopePages
+{
+	MemoryContext context;
+	Tuplestorestate *store;
+	text *operation; /* and key: of the last row so far */
+	text *key;
+} ScopePages;
+
+static void
+keys_store_page(void *state, uint64 nrows)
+{
+	ScopePages *pages = state;
+	MemoryContext spi = MemoryContextSwitchTo(pages->context);
+
+	for (uint64 i = 0; i < nrows; i++)
+		tuplestore_puttuple(pages->store, SPI_tuptable->vals[i]);
+	if (nrows > 0)
+	{
+		pages->operation = DatumGetTextPCopy(idem_plan_value(nrows - 1, KEY_OPERATION + 1));
+		pages->key = DatumGetTextPCopy(idem_plan_value(nrows - 1, KEY_KEY + 1));
+	}
+	MemoryContextSwitchTo(spi);
+}
+
+/*
+ * Puts all rows of a scope that have not expired, as they are now, into a store;
+ * says how many.
+ */
+uint64
+idem_keys_of_scope(text *scope, Tuplestorestate *store)
+{
+	text *none = cstring_to_text("");
+	ScopePages pages = {CurrentMemoryContext, store, none, none};
+	TimestampTz now = GetCurrentTimestamp();
+	uint64 total = 0;
+	uint64 rows;
+
+	do
+	{
+		Datum values[5] = {PointerGetDatum(scope), PointerGetDatum(pages.operation),
+						   PointerGetDatum(pages.key), TimestampTzGetDatum(now),
+						   Int64GetDatum(PAGE_ROWS)};
+
+		rows = idem_plan_execute(STATEMENT_SCOPE_PAGE, values, NULL, keys_store_page, &pages);
+		total += rows;
+		CHECK_FOR_INTERRUPTS();
+	} while (rows == (uint64) PAGE_ROWS);
+	return total;
+}
+
+static void
 keys_copy_count(void *state, uint64 nrows pg_attribute_unused())
 {
 	*(int64 *) state = DatumGetInt64(idem_plan_value(0, 1));
@@ -550,6 +629,16 @@ idem_keys_count(KeyCount what, TimestampTz before, int64 enough)
 
 	idem_plan_execute(statements[what], values, NULL, keys_copy_count, &result);
 	return result;
+}
+
+/*
+ * The second since 1970.
+ */
+static int64
+keys_second(void)
+{
+	return GetCurrentTimestamp() / USECS_PER_SEC +
+		(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY;
 }
 
 /*
@@ -586,8 +675,7 @@ idem_keys_next_token(int64 floor)
 	int64 low = ((int64) GetWALInsertionTimeLine() << TOKEN_SEQUENCE_BITS |
 				 (number & ((INT64CONST(1) << TOKEN_SEQUENCE_BITS) - 1))) &
 		((INT64CONST(1) << TOKEN_SECOND_SHIFT) - 1);
-	int64 second = GetCurrentTimestamp() / USECS_PER_SEC +
-		(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY;
+	int64 second = keys_second();
 	int64 token = (second << TOKEN_SECOND_SHIFT) | low;
 
 	if (token > floor)
@@ -600,6 +688,34 @@ idem_keys_next_token(int64 floor)
 				 errhint("Tokens are written by the functions of schema %s only; forget() the key.",
 						 IDEM_SCHEMA_NAME)));
 	return (second << TOKEN_SECOND_SHIFT) | low;
+}
+
+/* How much the clock may be behind one on another node, in seconds. */
+#define MOST_CLOCK_LAG 10
+
+/*
+ * Returns once every token that is given here is larger than one that was given
+ * elsewhere: in the second after it. That is most often at once.
+ *
+ * Errors: 55000 the clock is too far behind for that.
+ */
+void
+idem_keys_outlive_token(int64 token)
+{
+	int64 second = token >> TOKEN_SECOND_SHIFT;
+
+	while (keys_second() <= second)
+	{
+		if (second - keys_second() > MOST_CLOCK_LAG)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("the clock of this server is behind that of the one that gave the"
+							" key's token"),
+					 errdetail("Tokens given here would be smaller."),
+					 errhint("Keep the clocks together (NTP).")));
+		CHECK_FOR_INTERRUPTS();
+		pg_usleep(10000L);
+	}
 }
 
 /*----------

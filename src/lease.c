@@ -130,6 +130,9 @@ lease_take_over(const KeyIdentity *id, int64 lease, ReturnSetInfo *result)
 	request.id.hash = idem_lock_hash(id);
 	if (!idem_binding_allows(id->scope) || idem_pending_find(&request.id) != NULL)
 		return false;
+	/* What was left behind by a move is driven to its end where it is at home. */
+	if (idem_have_homes() && !idem_home_enter(id->scope))
+		return false;
 	policy = idem_policy_for(id->operation);
 	request.claim.ttl = policy.ttl;
 	request.claim.lease = lease > 0 ? lease : policy.lease;

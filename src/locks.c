@@ -104,13 +104,14 @@ idem_lock_hash(const KeyIdentity *id)
  * with the hash.
  *
  * Errors: 22004, 22023, 22001 see idem_identity_argument(); 42501 a scope that the
- * role may not use; 55000 see idem_lock_hash().
+ * role may not use; 55000 one whose home is another node, and see idem_lock_hash().
  */
 void
 idem_lock_identity(KeyIdentity *id, FunctionCallInfo fcinfo)
 {
 	idem_identity_argument(id, fcinfo);
 	idem_binding_check(id->scope);
+	idem_home_check(id->scope);
 	id->hash = idem_lock_hash(id);
 }
 

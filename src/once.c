@@ -97,8 +97,8 @@ PG_FUNCTION_INFO_V1(idempotency_once_batch);
  * where skip_undecided asks for that: it cannot be said yet.
  *
  * Errors: 22004, 22001, 22023 arguments; 54000 too many keys; 25006 read-only;
- * 40001 above READ COMMITTED; 55006 a claim on one of the keys is undecided;
- * IK005 one is held.
+ * 40001 above READ COMMITTED; 55000 the scope's home is another node; 55006 a claim
+ * on one of the keys is undecided; IK005 one is held.
  */
 Datum
 idempotency_once_batch(PG_FUNCTION_ARGS)
@@ -123,6 +123,7 @@ idempotency_once_batch(PG_FUNCTION_ARGS)
 	idem_require_writable("once_batch");
 	scope = idem_scope_argument(fcinfo);
 	idem_binding_check(scope);
+	idem_home_check(scope);
 	if (idem_arg_is_null(fcinfo, 1) || idem_arg_is_null(fcinfo, 2))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),

@@ -191,7 +191,8 @@ owner_find_claim(OwnedClaim *own, bool has_token, int64 token, OwnerVerb verb)
  * current memory context.
  *
  * Errors: IK001 taken over, completed or forgotten; IK002 never claimed or
- * closed; IK005 held; 55P03, 40P01, 54000 for the lock; 22xxx arguments.
+ * closed; IK005 held; 55000 the scope's home is another node; 55P03, 40P01, 54000
+ * for the lock; 22xxx arguments.
  */
 void
 idem_owner_claim(OwnedClaim *own, FunctionCallInfo fcinfo, int token_argno,
@@ -207,6 +208,9 @@ idem_owner_claim(OwnedClaim *own, FunctionCallInfo fcinfo, int token_argno,
 		own->id.hash = idem_lock_hash(&own->id);
 		own->pending = idem_pending_find(&own->id);
 	}
+	/* Where this transaction has entered the scope's home, it stays there. */
+	if (own->pending == NULL)
+		idem_home_check(own->id.scope);
 	has_token = !idem_arg_is_null(fcinfo, token_argno);
 	owner_find_claim(own, has_token, has_token ? PG_GETARG_INT64(token_argno) : 0, verb);
 }

@@ -17,6 +17,7 @@
 #include "storage/itemptr.h"
 #include "storage/lockdefs.h"
 #include "utils/relcache.h"
+#include "utils/tuplestore.h"
 #include "utils/uuid.h"
 
 #define IDEM_KEYS_TABLE "idempotency_keys"
@@ -281,8 +282,11 @@ extern uint64 idem_keys_delete_expired(IdemWalk *walk, TimestampTz now, int64 ba
 extern uint64 idem_keys_cleanup(text *scope, text *operation, TimestampTz before,
 								TimestampTz now, int64 max_rows);
 extern List *idem_keys_abandoned(text *operation, int64 max_rows, int64 seen);
+extern text *idem_keys_next_scope(text *before);
+extern uint64 idem_keys_of_scope(text *scope, Tuplestorestate *store);
 extern int64 idem_keys_count(KeyCount what, TimestampTz before, int64 enough);
 extern int64 idem_keys_next_token(int64 floor);
+extern void idem_keys_outlive_token(int64 token);
 
 /* batch.c */
 extern int idem_batch_order(const text *a, const text *b);

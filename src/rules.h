@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * rules.h
- *	  What administrators have laid down in tables of the extension: policies,
- *	  bindings of roles, the secret of the locks.
+ *	  What administrators have laid down: policies, bindings of roles and the
+ *	  secret of the locks, in tables of the extension; and the homes of scopes.
  *
  *-------------------------------------------------------------------------
  */
@@ -42,5 +42,22 @@ extern IdemPolicy idem_policy_for(const text *operation);
 /* bindings.c */
 extern bool idem_binding_allows(text *scope);
 extern void idem_binding_check(text *scope);
+
+/* home.c: but for idem_home_check() and the hash, where there are homes */
+extern void idem_home_check(text *scope);
+extern bool idem_home_enter(text *scope);
+extern bool idem_home_stay_away(text *scope);
+extern void idem_home_leave(void);
+extern bool idem_home_is_here(text *scope);
+extern const char *idem_home_problem(void);
+extern bool idem_home_hash(text *scope, int32 *hash);
+extern void idem_home_close(text *scope);
+extern void idem_home_close_range(int32 minimum, int32 maximum);
+
+static inline bool
+idem_have_homes(void)
+{
+	return *idem_home_table != '\0';
+}
 
 #endif /* IDEMPOTENCY_RULES_H */

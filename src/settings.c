@@ -33,6 +33,7 @@ int idem_max_key_length = 255;
 int idem_max_claims_per_transaction = 1000;
 int idem_max_response_size = 4 * 1024;
 bool idem_require_binding = false;
+char *idem_home_table = NULL;
 bool idem_track = true;
 bool idem_cleanup_enabled = true;
 int idem_cleanup_interval = 60 * 60;
@@ -94,34 +95,36 @@ setting_check_name_list(char **value, void **extra pg_attribute_unused(),
 }
 
 /*
- * Whether the binding is required, or not, by somebody who may say so. The
- * hook is only asked about values that passed the check of privileges.
+ * Two settings forbid what their defaults allow.
+ *
+ * Not preloaded, such a setting is anybody's until the library is loaded: a
+ * value given at the start of a connection (PGOPTIONS) hides what the
+ * superuser set for the database or in postgresql.conf, and is then refused,
+ * which leaves the default. What that allows would so be for everybody to
+ * choose. Who tries that, gets what forbids most for the rest of the connection.
+ *
+ * This says whether the setting that is being defined was decided, one way or the
+ * other, by somebody who may. Hooks are only asked about values that passed the
+ * check of privileges.
  */
-static bool setting_binding_decided;
+static bool setting_decided;
 
 static bool
 setting_check_require_binding(bool *value pg_attribute_unused(), void **extra pg_attribute_unused(),
 							  GucSource source)
 {
 	if (source != PGC_S_DEFAULT)
-		setting_binding_decided = true;
+		setting_decided = true;
 	return true;
 }
 
-/*
- * Not preloaded, the setting is anybody's until the library is loaded: a
- * value given at the start of a connection (PGOPTIONS) hides what the
- * superuser set for the database or in postgresql.conf, and is then refused,
- * which leaves the default. A default of "off" would so be for everybody to
- * choose. Who tries that, is bound for the rest of the connection.
- */
 static void
 setting_define_require_binding(void)
 {
 	static const char *const name = "idempotency.require_binding";
 	bool given = setting_is_given_compat(name);
 
-	setting_binding_decided = false;
+	setting_decided = false;
 	DefineCustomBoolVariable(name,
 							 "Let roles without a binding use no scope.",
 							 "Superusers need none. See bind_role().",
@@ -129,8 +132,51 @@ setting_define_require_binding(void)
 							 false,
 							 PGC_SUSET, 0,
 							 setting_check_require_binding, NULL, NULL);
-	if (given && !setting_binding_decided)
+	if (given && !setting_decided)
 		SetConfigOption(name, "on", PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/*
+ * The name of a table has to have its schema: the search path may be anybody's.
+ */
+static bool
+setting_check_home_table(char **value, void **extra pg_attribute_unused(), GucSource source)
+{
+	List *names;
+
+	if (source != PGC_S_DEFAULT)
+		setting_decided = true;
+	if (**value == '\0')
+		return true;
+	if (!SplitIdentifierString(pstrdup(*value), '.', &names) || list_length(names) != 2)
+	{
+		GUC_check_errdetail("It has to be a table's name with its schema.");
+		return false;
+	}
+	list_free(names);
+	return true;
+}
+
+static void
+setting_define_home_table(void)
+{
+	static const char *const name = "idempotency.home_table";
+	bool given = setting_is_given_compat(name);
+
+	setting_decided = false;
+	DefineCustomStringVariable(name,
+							   "Table of Citus that says on which node the keys of a scope are"
+							   " kept.",
+							   "Its distribution column holds the scope. Elsewhere the scope is"
+							   " refused. Empty: on this one.",
+							   &idem_home_table,
+							   "",
+							   PGC_SUSET, 0,
+							   setting_check_home_table, NULL, NULL);
+
+	/* No table, so every scope is refused. */
+	if (given && !setting_decided)
+		SetConfigOption(name, "pg_catalog.unknown", PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 void
@@ -249,6 +295,7 @@ idem_settings_init(void)
 							NULL, NULL, NULL);
 
 	setting_define_require_binding();
+	setting_define_home_table();
 
 	DefineCustomBoolVariable("idempotency.track",
 							 "Count claims, replays and the rest for the view \"stats\".",

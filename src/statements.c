@@ -243,6 +243,24 @@ const StatementText idem_statements[NSTATEMENTS] = {
 		.types = {TEXTOID, TIMESTAMPTZOID, INT8OID, INT8OID},
 		.reads = true,
 	},
+	/* $1 the scope before */
+	[STATEMENT_NEXT_SCOPE] = {
+		.sql =
+			"SELECT k.scope FROM ONLY " KEYS " AS k"
+			" WHERE k.scope {>} $1 ORDER BY k.scope LIMIT 1",
+		.types = {TEXTOID},
+		.reads = true,
+	},
+	/* $1 scope, $2 operation and $3 key before, $4 now, $5 rows at most */
+	[STATEMENT_SCOPE_PAGE] = {
+		.sql =
+			"SELECT k.* FROM ONLY " KEYS " AS k"
+			" WHERE k.scope {=} $1 AND (k.operation, k.key) {>} ($2, $3)"
+			"   AND " EXPIRED("k", "$4", "$4") " IS NOT TRUE"
+			" ORDER BY k.operation, k.key LIMIT $5",
+		.types = {TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, INT8OID},
+		.reads = true,
+	},
 	[STATEMENT_COUNT_EXPIRED] = {
 		.sql =
 			COUNT(EXPIRED("k", "$1", "$2")),

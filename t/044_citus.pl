@@ -46,6 +46,8 @@ if ($real)
 			ALTER EXTENSION idempotency DROP VIEW idempotency.abandoned;
 			ALTER EXTENSION idempotency DROP VIEW idempotency.keys_by_operation;
 			ALTER EXTENSION idempotency DROP VIEW idempotency.keys_by_scope;
+			ALTER EXTENSION idempotency DROP FUNCTION idempotency.export_scopes;
+			ALTER EXTENSION idempotency DROP FUNCTION idempotency.import_key;
 			SELECT undistribute_table('$table');
 			CREATE TABLE saved_keys AS TABLE $table;
 			DROP TABLE $table CASCADE;

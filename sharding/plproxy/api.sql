@@ -158,7 +158,8 @@ UNION ALL SELECT pg_catalog.unnest(ARRAY['set_policy', 'drop_policy', 'request_c
 UNION ALL SELECT 'schedule_cleanup', 'least'
 UNION ALL SELECT pg_catalog.unnest(ARRAY['once_batch', 'cleanup', 'claim_abandoned', 'health', 'bind_role', 'unbind_role', 'grant_usage',
 	'grant_operator', 'grant_monitor', 'revoke_usage', 'revoke_operator', 'revoke_monitor']), 'below'
-UNION ALL SELECT pg_catalog.unnest(ARRAY['call_support', 'config_changed', 'stats_data', 'default_policy']), 'no';
+UNION ALL SELECT pg_catalog.unnest(ARRAY['call_support', 'config_changed', 'stats_data', 'default_policy',
+	'export_scopes', 'import_key', 'forget_exported']), 'no';
 
 DO $make$
 DECLARE
