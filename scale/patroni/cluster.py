@@ -118,6 +118,7 @@ class Processes:
         if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), 'prctl')
         threading.Thread(target=self._reap, daemon=True).start()
+        self.note()
 
     @staticmethod
     def _reap():
@@ -137,7 +138,7 @@ class Processes:
     def note(self):
         """Keeps the list by which the caller ends everything if this process cannot."""
         with self.lock, open(f'{self.folder}/pids', 'a') as file:
-            for pid in descendants(os.getpid())[1:]:
+            for pid in descendants(os.getpid()):
                 stat = stat_of(pid)
                 if stat and (pid, stat[1]) not in self.known:
                     self.known.add((pid, stat[1]))
