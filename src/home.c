@@ -102,8 +102,9 @@ static const char *const home_query =
 	"   s.shardid, p.colocationid,"
 	"   EXISTS (SELECT FROM pg_catalog.pg_dist_placement AS l"
 	"     CROSS JOIN pg_catalog.pg_dist_local_group AS g"
-	"     WHERE l.shardid OPERATOR(pg_catalog.=) s.shardid AND l.shardstate OPERATOR(pg_catalog.=) 1"
-	"       AND l.groupid OPERATOR(pg_catalog.=) g.groupid)"
+	"     WHERE l.shardid OPERATOR(pg_catalog.=) s.shardid"
+	"       AND l.groupid OPERATOR(pg_catalog.=) g.groupid"
+	"       AND l.shardstate OPERATOR(pg_catalog.=) 1)"
 	" FROM pg_catalog.pg_dist_partition AS p"
 	" JOIN pg_catalog.pg_dist_shard AS s"
 	"   ON s.logicalrelid::pg_catalog.oid OPERATOR(pg_catalog.=) p.logicalrelid::pg_catalog.oid"
@@ -532,7 +533,7 @@ idem_home_check(text *scope)
 			 errmsg("the keys of this scope are not kept on this node"),
 			 errdetail("Its shard of table %s is on another node.", idem_home_table),
 			 errhint("Have Citus send the call there: call a procedure that is distributed by the"
-					 " scope, alone in its statement, with the scope as a parameter or constant.")));
+					 " scope, alone in its statement, with the scope as a parameter.")));
 }
 
 /*

@@ -387,8 +387,8 @@ move_read_row(KeyRow *row, KeyIdentity *id, FunctionCallInfo fcinfo)
 	id->hash = 0;
 	idem_state_init(row, id);
 	for (int i = 0; i < KEY_NCOLUMNS; i++)
-		if (!isnull[i])
-			KeyRowSet(row, i, i >= KEY_SCOPE && i <= KEY_STATUS ? PointerGetDatum(DatumGetTextPP(values[i])) : values[i]);
+		if (!isnull[i] && (i < KEY_SCOPE || i > KEY_STATUS))
+			KeyRowSet(row, i, values[i]);
 	status = TextDatumGetCString(values[KEY_STATUS]);
 	while (named <= KEY_HELD && strcmp(status, idem_state_name(named)) != 0)
 		named++;
