@@ -184,14 +184,18 @@ is($first->query("SELECT idempotency.once('$here', 'op', 'renumbered')")->code, 
 
 # ---- moves and open claims ---------------------------------------------------------------
 
-# Whether a connection waits for a lock.
+# Whether a connection waits for a lock; false once it has its answer.
 sub waits
 {
 	my ($connection) = @_;
+	my $waiting = 0;
 
-	return wait_until(sub {
-		$admin->ok("SELECT count(*) FROM pg_stat_activity WHERE pid = @{[$connection->pid]} AND wait_event_type = 'Lock'")->value > 0;
+	wait_until(sub {
+		Connection::next_of(0, $connection);
+		$waiting = $admin->ok("SELECT count(*) FROM pg_stat_activity WHERE pid = @{[$connection->pid]} AND wait_event_type = 'Lock'")->value;
+		return $waiting || !$connection->busy;
 	});
+	return $waiting;
 }
 
 # A move waits for an open claim, and who comes meanwhile waits for the move.
