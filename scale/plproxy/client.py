@@ -37,7 +37,7 @@ with ConnectionPool(info, min_size=1, max_size=4, kwargs={'autocommit': True}) a
     token = pg.claim(db, ('client', 'late', 'k'), lease='1 microsecond', compare=False).token
     pg.claim(db, ('client', 'late', 'k'), lease='1 minute', compare=False)
     try:
-        pg.complete(db, ('client', 'late', 'k'), 200, token=token)
+        pg.complete(db, ('client', 'late', 'k'), response_status=200, token=token)
         check(False, 'clients/python through the front: a late owner learns why')
     except psycopg.Error as error:
         check(pg.kind(error) == 'stale_claim' and pg.reason(error) == 'taken_over', 'clients/python through the front: a late owner learns why')
