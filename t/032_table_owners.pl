@@ -111,6 +111,9 @@ my %writes = (
 	redact => [ completed('redact'), 'SELECT idempotency.redact(' . id('redact') . ')' ],
 	redact_scope => [ q{SELECT idempotency.run('redacted', 'op', 'k', 'SELECT 1')}, q{SELECT idempotency.redact_scope('redacted')} ],
 	import_completed => [ '', 'SELECT idempotency.import_completed(' . id('import') . q{, 200, 'body', created_at => now(), completed_at => now(), expires_at => now() + interval '1 hour')} ],
+	import_key => [ q{SELECT idempotency.once('moved', 'op', 'k');
+		CREATE TEMP TABLE moved AS SELECT k FROM idempotency.idempotency_keys AS k WHERE scope = 'moved';
+		DELETE FROM idempotency.idempotency_keys WHERE scope = 'moved'}, 'SELECT idempotency.import_key(k) FROM moved' ],
 	cleanup => [ expired('cleanup'), 'SELECT idempotency.cleanup()' ],
 	maintain => [ expired('maintain'), 'CALL idempotency.maintain()' ],
 	set_policy => [ '', q{SELECT idempotency.set_policy('some', ttl => '1 hour')} ],
@@ -118,9 +121,11 @@ my %writes = (
 	bind_role => [ '', q{SELECT idempotency.bind_role('bound', 'a%')} ],
 	unbind_role => [ q{SELECT idempotency.bind_role('bound', 'b%')}, q{SELECT idempotency.unbind_role('bound')} ]);
 
-# Those that write none: a call that is new has to be put here or above.
+# Those that write none: a call that is new has to be put here or above. Here
+# forget_exported() is refused, since no scope has another home; it deletes by the
+# statement of forget_scope().
 my %others = map { $_ => 1 } qw(config_changed request_cleanup schedule_cleanup unschedule_cleanup stats_data stats_reset
-  health grant_usage grant_operator grant_monitor revoke_usage revoke_operator revoke_monitor);
+  health export_scopes forget_exported grant_usage grant_operator grant_monitor revoke_usage revoke_operator revoke_monitor);
 is(join(' ', grep { !$writes{$_} && !$others{$_} } split /\n/, $node->safe_psql('postgres',
 	q{SELECT DISTINCT proname FROM pg_proc WHERE pronamespace = 'idempotency'::regnamespace AND provolatile = 'v'})),
 	'', 'every call that could write is known here');
