@@ -42,7 +42,7 @@ sub new
 			DECLARE
 				changed regclass;
 			BEGIN
-				FOR changed IN SELECT logicalrelid FROM pg_dist_partition UNION SELECT 'pg_dist_local_group' LOOP
+				FOR changed IN SELECT logicalrelid FROM pg_dist_partition LOOP
 					EXECUTE format('ALTER TABLE %s SET (fillfactor = 100)', changed);
 				END LOOP;
 				RETURN NULL;
