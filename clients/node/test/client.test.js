@@ -206,7 +206,10 @@ test('waiters do not fill the pool', async () => {
   const { token } = await idem.claim(pool, id, { request: 1, lease: '10 min' });
   const duplicates = Array.from({ length: 50 }, () =>
     idem.capped(pool, '1 min', (wait) => idem.claim(pool, id, { request: 1, lease: '10 min', wait })));
+  let answered = 0;
+  for (const one of duplicates) one.then(() => { answered += 1; });
   await until(async () => await waitingClaims(watch, 'test_node client') === 2, 'two that wait');
+  await until(async () => answered === 48, 'the others, who were told at once');
   assert.equal((await pool.query('SELECT 1 AS one')).rows[0].one, 1, 'others get a connection');
   assert.equal(await waitingClaims(watch, 'test_node client'), 2);
   await idem.complete(pool, id, { body: 'done', token });
