@@ -66,6 +66,8 @@ else
 			VALUES (pg_nextoid('pg_extension', 'oid', 'pg_extension_oid_index'), 'citus', 10, 'pg_catalog'::regnamespace, false, 'stand-in');
 		CREATE TABLE pg_catalog.pg_dist_partition
 			(logicalrelid regclass NOT NULL, partmethod "char" NOT NULL, partkey text, colocationid int NOT NULL, repmodel "char" NOT NULL, autoconverted bool NOT NULL);
+		CREATE TABLE pg_catalog.pg_dist_shard
+			(logicalrelid regclass NOT NULL, shardid bigint NOT NULL, shardstorage "char" NOT NULL, shardminvalue text, shardmaxvalue text);
 		CREATE FUNCTION stand_in() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'});
 	$make = sub {
 		$node->safe_psql('postgres', qq{
