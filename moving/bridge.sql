@@ -162,7 +162,10 @@ BEGIN
 		IF was.status IS NOT NULL THEN
 			PERFORM give_up(was);
 		END IF;
-	ELSIF was IS NOT DISTINCT FROM wanted THEN
+	-- Written for another reason, a column that says nothing of the request. A row that
+	-- stays as it is to the last byte is another execution: by an instance that began
+	-- in the same microsecond, where there is no answer to tell the two apart.
+	ELSIF was IS NOT DISTINCT FROM wanted AND (was.status <> 'completed' OR OLD *<> NEW) THEN
 		PERFORM adopt(wanted);
 	ELSIF was.status = 'completed'
 	   OR (was.scope, was.operation, was.key) IS DISTINCT FROM (wanted.scope, wanted.operation, wanted.key) AND was.status IS NOT NULL THEN
