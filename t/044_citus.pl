@@ -17,6 +17,7 @@ use lib "$FindBin::RealBin/lib";
 use Connection;
 use Extension;
 use PostgreSQL::Test::Utils;
+use StandIn;
 use Test::More;
 
 my $config = $ENV{PG_CONFIG} || 'pg_config';
@@ -60,14 +61,8 @@ if ($real)
 else
 {
 	diag('Citus is not installed: a stand-in for its catalog takes its place');
+	StandIn::make_catalog($node);
 	$node->safe_psql('postgres', q{
-		SET allow_system_table_mods = on;
-		INSERT INTO pg_extension (oid, extname, extowner, extnamespace, extrelocatable, extversion)
-			VALUES (pg_nextoid('pg_extension', 'oid', 'pg_extension_oid_index'), 'citus', 10, 'pg_catalog'::regnamespace, false, 'stand-in');
-		CREATE TABLE pg_catalog.pg_dist_partition
-			(logicalrelid regclass NOT NULL, partmethod "char" NOT NULL, partkey text, colocationid int NOT NULL, repmodel "char" NOT NULL, autoconverted bool NOT NULL);
-		CREATE TABLE pg_catalog.pg_dist_shard
-			(logicalrelid regclass NOT NULL, shardid bigint NOT NULL, shardstorage "char" NOT NULL, shardminvalue text, shardmaxvalue text);
 		CREATE FUNCTION stand_in() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'});
 	$make = sub {
 		$node->safe_psql('postgres', qq{

@@ -1,33 +1,17 @@
 
-# Homes of scopes on real Citus. scale/citus/run starts the nodes.
-#
-# A promise is one call of promise(), which prints "ok" or "FAILED". No promise depends
-# on how fast anything is.
+# Homes of scopes on real Citus. scale/citus/run starts the nodes. No promise depends on
+# how fast anything is.
 
 use strict;
 use warnings;
 
 use Connection;
 use POSIX ();
+use Promises;
 use Time::HiRes qw(sleep time);
 
-$| = 1;
 my $port = $ENV{NODE_PORT};
 my @addresses = map { "127.0.0.$_" } 1 .. 3;
-my ($failed, @numbers) = (0);
-
-sub promise($$@)
-{
-	my ($kept, $words, @why) = @_;
-
-	printf "%-7s %s\n", $kept ? 'ok' : 'FAILED', $words;
-	return if $kept;
-	$failed++;
-	print map { "        $_\n" } @why;
-	return;
-}
-
-sub count { push @numbers, [@_]; return; }
 
 # The coordinator, or one of the workers.
 sub connect_to
@@ -285,6 +269,4 @@ count('asked again', $again);
 count('moves, with so many keys; not moved at the first try', "$moves, $keys; $not_moved");
 count('the longest move, in seconds', sprintf '%.1f', $longest);
 count('violations / losses', $twice . ' / ' . ($lost + $unanswered));
-print "\n", map { sprintf "%-62s %s\n", @$_ } @numbers;
-print $failed ? "FAILED: $failed\n" : "all ok\n";
-exit($failed ? 1 : 0);
+finish();

@@ -6,7 +6,9 @@ use warnings;
 
 use Connection;
 use List::Util qw(max sum0 uniq);
+use Promises;
 use Sequence;
+use Servers;
 use Shards;
 use Time::HiRes qw(sleep time);
 

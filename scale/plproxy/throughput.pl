@@ -6,6 +6,8 @@
 use strict;
 use warnings;
 
+use Promises;
+use Servers;
 use Shards;
 
 my $clients = $ENV{CLIENTS} // 8;

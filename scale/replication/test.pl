@@ -11,7 +11,8 @@ use warnings;
 
 use Connection;
 use List::Util qw(uniq);
-use Shards qw($work psql database_at connect_to promise count finish wait_until in_child child_end kill_server start_server);
+use Promises;
+use Servers;
 use Time::HiRes qw(sleep);
 
 my $requests = $ENV{REQUESTS};

@@ -3,8 +3,8 @@
 # counting.sh - what passed and what failed, per kind of test and in total
 #
 # "counting KIND" says what is counted from then on.  "check" runs one command;
-# kinds whose tests are run by a program of their own add up by "count" and
-# "fail".  "finish" prints the result and ends the script.
+# kinds whose tests are run by a program of their own add up by "run_program", or by
+# "count" and "fail".  "finish" prints the result and ends the script.
 # shellcheck disable=SC2154  # variables of test
 
 passed=0
@@ -63,6 +63,25 @@ require()
 
 	check "$@"
 	[ "$failed" -eq "$before" ] || finish
+}
+
+# A program that has tests of its own and says at its end "KIND: N passed, N failed";
+# each that failed is a line of "FAILED" or "failed:". 77: it cannot run here, and has
+# said why.
+run_program()
+{
+	local status=0 good=0 wrong=1 title
+
+	say "== $1"
+	counting "$1"
+	"${@:2}" 2>&1 | tee "$work/program.out" || status=$?
+	[ "$status" -ne 77 ] || return 0
+	read -r good wrong < <(sed -nE "s/^$kind: ([0-9]+) passed, ([0-9]+) failed\$/\\1 \\2/p" "$work/program.out") || wrong=1
+	count "$good" "$wrong"
+	while IFS= read -r title; do
+		failures+=("$kind: $title")
+	done < <(sed -nE 's/^(FAILED|failed:) +//p' "$work/program.out")
+	[ "$status" -eq 0 ] || [ "$wrong" -gt 0 ] || fail "$kind: the test itself"
 }
 
 finish()

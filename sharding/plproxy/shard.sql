@@ -106,21 +106,13 @@ $$;
 COMMENT ON FUNCTION idempotency_shard.move_along IS
 	'Lets the rows of a table move with their scope; tables that others refer to have the smaller place';
 
-CREATE FUNCTION idempotency_shard.refuse_fenced()
-RETURNS trigger
+CREATE FUNCTION idempotency_shard.check_fences(scopes pg_catalog.text[])
+RETURNS void
 LANGUAGE plpgsql
 AS $$
-DECLARE
-	scopes pg_catalog.text[];
 BEGIN
 	IF pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.<>) 'read committed' THEN
 		PERFORM FROM idempotency_shard.fence_changes FOR SHARE;
-	END IF;
-	IF TG_OP OPERATOR(pg_catalog.<>) 'INSERT' THEN
-		scopes[1] := pg_catalog.to_jsonb(old) OPERATOR(pg_catalog.->>) TG_ARGV[0];
-	END IF;
-	IF TG_OP OPERATOR(pg_catalog.<>) 'DELETE' THEN
-		scopes[2] := pg_catalog.to_jsonb(new) OPERATOR(pg_catalog.->>) TG_ARGV[0];
 	END IF;
 	IF EXISTS (SELECT FROM idempotency_shard.fences AS f
 		WHERE f.scope OPERATOR(pg_catalog.=) ANY (scopes) AND f.writer IS DISTINCT FROM pg_catalog.pg_backend_pid())
@@ -128,6 +120,25 @@ BEGIN
 		RAISE EXCEPTION 'the scope is on another shard, or on its way there'
 			USING ERRCODE = '55P03', HINT = 'Ask the front again, with the same key.';
 	END IF;
+END
+$$;
+COMMENT ON FUNCTION idempotency_shard.check_fences IS
+	'Refuses scopes that are fenced, unless it is the mover who writes';
+
+CREATE FUNCTION idempotency_shard.refuse_fenced()
+RETURNS trigger
+LANGUAGE plpgsql
+AS $$
+DECLARE
+	scopes pg_catalog.text[];
+BEGIN
+	IF TG_OP OPERATOR(pg_catalog.<>) 'INSERT' THEN
+		scopes[1] := pg_catalog.to_jsonb(old) OPERATOR(pg_catalog.->>) TG_ARGV[0];
+	END IF;
+	IF TG_OP OPERATOR(pg_catalog.<>) 'DELETE' THEN
+		scopes[2] := pg_catalog.to_jsonb(new) OPERATOR(pg_catalog.->>) TG_ARGV[0];
+	END IF;
+	PERFORM idempotency_shard.check_fences(scopes);
 	IF TG_OP OPERATOR(pg_catalog.=) 'DELETE' THEN
 		RETURN old;
 	END IF;
@@ -151,15 +162,7 @@ BEGIN
 	THEN
 		RETURN old;
 	END IF;
-	IF pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.<>) 'read committed' THEN
-		PERFORM FROM idempotency_shard.fence_changes FOR SHARE;
-	END IF;
-	IF EXISTS (SELECT FROM idempotency_shard.fences AS f
-		WHERE f.scope OPERATOR(pg_catalog.=) whose AND f.writer IS DISTINCT FROM pg_catalog.pg_backend_pid())
-	THEN
-		RAISE EXCEPTION 'the scope is on another shard, or on its way there'
-			USING ERRCODE = '55P03', HINT = 'Ask the front again, with the same key.';
-	END IF;
+	PERFORM idempotency_shard.check_fences(ARRAY[whose]);
 	IF TG_OP OPERATOR(pg_catalog.=) 'DELETE' THEN
 		RETURN old;
 	END IF;

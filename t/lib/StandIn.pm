@@ -18,6 +18,22 @@ use Test::More;
 
 our @names = qw(postgres other);
 
+# That there is Citus, and what it lists of its tables; nothing so far.
+sub make_catalog
+{
+	my ($node) = @_;
+
+	$node->safe_psql('postgres', q{
+		SET allow_system_table_mods = on;
+		INSERT INTO pg_extension (oid, extname, extowner, extnamespace, extrelocatable, extversion)
+			VALUES (pg_nextoid('pg_extension', 'oid', 'pg_extension_oid_index'), 'citus', 10, 'pg_catalog'::regnamespace, false, 'stand-in');
+		CREATE TABLE pg_catalog.pg_dist_partition
+			(logicalrelid regclass NOT NULL, partmethod "char" NOT NULL, partkey text, colocationid int NOT NULL, repmodel "char" NOT NULL, autoconverted bool NOT NULL);
+		CREATE TABLE pg_catalog.pg_dist_shard
+			(logicalrelid regclass NOT NULL, shardid bigint NOT NULL, shardstorage "char" NOT NULL DEFAULT 't', shardminvalue text, shardmaxvalue text)});
+	return;
+}
+
 # Table "tenants" in both databases, with eight shards, the even ones on the first.
 sub new
 {
@@ -26,14 +42,9 @@ sub new
 
 	diag('a stand-in takes the place of Citus and its catalog');
 	use_library($node, build_library('home', '-DHOME_LOCK_CLASS=2'));
+	make_catalog($node);
 	$node->safe_psql('postgres', qq{
 		SET allow_system_table_mods = on;
-		INSERT INTO pg_extension (oid, extname, extowner, extnamespace, extrelocatable, extversion)
-			VALUES (pg_nextoid('pg_extension', 'oid', 'pg_extension_oid_index'), 'citus', 10, 'pg_catalog'::regnamespace, false, 'stand-in');
-		CREATE TABLE pg_catalog.pg_dist_partition
-			(logicalrelid regclass NOT NULL, partmethod "char" NOT NULL, partkey text, colocationid int NOT NULL, repmodel "char" NOT NULL, autoconverted bool NOT NULL);
-		CREATE TABLE pg_catalog.pg_dist_shard
-			(logicalrelid regclass NOT NULL, shardid bigint NOT NULL, shardstorage "char" NOT NULL DEFAULT 't', shardminvalue text, shardmaxvalue text);
 		CREATE TABLE pg_catalog.pg_dist_placement
 			(placementid bigint GENERATED ALWAYS AS IDENTITY, shardid bigint NOT NULL, shardstate int NOT NULL DEFAULT 1, shardlength bigint NOT NULL DEFAULT 0, groupid int NOT NULL);
 		CREATE TABLE pg_catalog.pg_dist_local_group (groupid int NOT NULL);
