@@ -139,7 +139,7 @@ foreach my $round (1 .. 7)
 	call('once(?, ?, ?)', @key);
 	call('once_batch(?, ?, ARRAY[?, ?, ?])', @id, "Canary batch $round", "Canary batch $round", 'Canary batch');
 	# The command is the client's own statement, and its arguments are that one's.
-	call('run(?, ?, ?, ?, ?::jsonb, request => ?::jsonb)', id(), q{SELECT 'Can' || ($1->>'a')}, '{"a": "ary"}', '{"Canary": 1}');
+	call('run(?, ?, ?, ?, ?::jsonb, request => ?::jsonb)', id(), q{SELECT $1->>'a'}, '{"a": "b"}', '{"Canary": 1}');
 	call('import_completed(?, ?, ?, 200, ?, created_at => now(), completed_at => now(), expires_at => now() + interval \'1 hour\')', id(), 'Canary body');
 	call('set_policy(?, ttl => \'1 hour\')', $id[1]);
 	call('drop_policy(?)', $id[1]);
@@ -154,7 +154,7 @@ foreach my $round (1 .. 7)
 	call('content_key(?::jsonb)', '{"Canary": 1}');
 	call('fingerprint(?::jsonb)', '{"Canary": 1}');
 	call('fingerprint_bytes(?::bytea)', '{"Canary": 1}');
-	call('once(?, ?, ?)', 'Canary tenant', @id[1], 'Canary key');
+	call('once(?, ?, ?)', 'Canary tenant', $id[1], 'Canary key');
 	keep($c->execute('INSERT INTO public.tenant VALUES (public.plain($1))', scalar reverse 'Canary tenant'));
 	keep($c->query('DELETE FROM public.tenant'));
 	call('health()');
