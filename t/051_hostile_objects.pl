@@ -239,11 +239,13 @@ is(scalar(grep { /betrayed/ } grep { !/SELECT 1 = 1|SELECT now/ } troubles($node
 
 # ---- policies -------------------------------------------------------------------------
 
-# What the table's owner may lay down about rows concerns readers; the calls are
-# not to see less, nor to call what it names.
+# What the tables' owner, who is no superuser, lays down about rows concerns readers;
+# the calls are not to see less, nor to call what it names.
+$wire->ok('GRANT USAGE ON SCHEMA idempotency TO mallory; ALTER SEQUENCE idempotency.token_seq OWNER TO mallory');
 foreach my $table (qw(idempotency_keys policies role_bindings cleanup_runs lock_secret))
 {
-	$wire->ok(qq{ALTER TABLE idempotency.$table ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+	$wire->ok(qq{ALTER TABLE idempotency.$table OWNER TO mallory;
+		ALTER TABLE idempotency.$table ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 		CREATE POLICY evil ON idempotency.$table USING (evil.pg_trigger_depth() = 1) WITH CHECK (false)});
 }
 is(told('postgres', $_), $reference{$_}, "$_: every call answers as without policies") foreach @roles;
