@@ -17,7 +17,12 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Worker;
 
-my $major = `"${\ ($ENV{PG_CONFIG} || 'pg_config') }" --version` =~ /(\d+)/ ? $1 : 0;
+my $config = $ENV{PG_CONFIG} || 'pg_config';
+my ($major) = `$config --version` =~ /(\d+)/;
+chomp(my $libraries = `$config --pkglibdir`);
+plan skip_all => 'needs auto_explain and pg_stat_statements of the server\'s contrib'
+  if grep { !-e "$libraries/$_.so" } qw(auto_explain pg_stat_statements);
+
 my $node = new_server('nested', conf => <<'EOC' . ($major >= 16 ? "auto_explain.log_parameter_max_length = -1\n" : ''));
 shared_preload_libraries = 'pg_stat_statements, auto_explain, idempotency'
 auto_explain.log_min_duration = 0
