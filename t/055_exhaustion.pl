@@ -15,7 +15,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time);
 
-# A thousand databases, one after the other, take minutes.
+# A thousand databases, one after the other, take a quarter of an hour.
 my $many = $ENV{IDEMPOTENCY_MANY_DATABASES} // 0;
 
 my $node = new_server('exhaustion', conf => <<'EOC');
