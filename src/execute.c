@@ -18,6 +18,13 @@
  * (idem_table_is_plain()) none of that can happen, and a cheaper way to a fixed
  * path will do.
  *
+ * What is executed may be logged, with its plan and its parameters: auto_explain
+ * does that for nested statements. Ours carry keys and responses that the client
+ * gave as parameters, and what it gave shows in none of our statements. So our
+ * parameters are fetched one by one when they are needed: such a list the server
+ * never prints (BuildParamLogString()), and the planner is not told the values, so
+ * that no plan contains them.
+ *
  * An error needs no clean-up here: abort of the (sub)transaction puts the user
  * and the settings back (xact.c), and pops the search path.
  *
@@ -28,6 +35,7 @@
 #include "access/relation.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "nodes/params.h"
 #include "utils/guc.h"
 #include "utils/rel.h"
 
@@ -67,6 +75,36 @@ idem_unbecome(const IdemCaller *caller)
 	SetUserIdAndSecContext(caller->user, caller->context);
 }
 
+static ParamExternData *
+execute_fetch_parameter(ParamListInfo parameters, int number, bool speculative,
+						ParamExternData *unknown)
+{
+	if (!speculative)
+		return &parameters->params[number - 1];
+	*unknown = (ParamExternData){.isnull = true, .ptype = InvalidOid};
+	return unknown;
+}
+
+/*
+ * The parameters of a statement, which are kept from logs; see the head of this
+ * file. In the current context; "nulls" is as SPI has it.
+ */
+ParamListInfo
+idem_hidden_parameters(int number, const Oid *types, const Datum *values, const char *nulls)
+{
+	ParamListInfo parameters = makeParamList(number);
+
+	for (int i = 0; i < number; i++)
+		parameters->params[i] = (ParamExternData){
+			.value = values[i],
+			.isnull = nulls != NULL && nulls[i] == 'n',
+			.pflags = PARAM_FLAG_CONST,
+			.ptype = types[i],
+		};
+	parameters->paramFetch = execute_fetch_parameter;
+	return parameters;
+}
+
 /*
  * Executes a statement on one of our tables, as its owner, that is too rare to
  * keep a plan for. Returns the number of rows that it touched; where "number" is
@@ -79,14 +117,16 @@ idem_execute_on(const char *name, const char *sql, int nargs, Oid *types, Datum 
 				const char *nulls, int64 *number)
 {
 	Relation table = idem_member_open(name);
+	SPIExecuteOptions options = {.read_only = number != NULL};
 	IdemCaller caller;
 	uint64 processed;
 	int result;
 
 	idem_become(&caller, table->rd_rel->relowner, false);
-	result = SPI_execute_with_args(sql, nargs, types, values, nulls, number != NULL, 0);
+	options.params = idem_hidden_parameters(nargs, types, values, nulls);
+	result = SPI_execute_extended(sql, &options);
 	if (result < 0)
-		elog(ERROR, "SPI_execute_with_args failed: %s", SPI_result_code_string(result));
+		elog(ERROR, "SPI_execute_extended failed: %s", SPI_result_code_string(result));
 	processed = SPI_processed;
 	if (number != NULL)
 	{

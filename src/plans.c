@@ -316,6 +316,8 @@ plan_execute_on(Relation table, bool plain, KeyStatement statement, Datum *value
 	volatile bool writing = plain;
 	MemoryContext context = CurrentMemoryContext;
 	ErrorContextCallback callback = {.callback = plan_hide_context};
+	Oid types[STATEMENT_MAX_PARAMETERS];
+	int ntypes = idem_statement_types(statement, types);
 	PlannerSettings settings;
 	IdemCaller caller;
 	int result;
@@ -340,7 +342,8 @@ plan_execute_on(Relation table, bool plain, KeyStatement statement, Datum *value
 			callback.previous = error_context_stack;
 			error_context_stack = &callback;
 		}
-		result = SPI_execute_plan(plans[statement], values, nulls, false, 0);
+		result = SPI_execute_plan_with_paramlist(
+			plans[statement], idem_hidden_parameters(ntypes, types, values, nulls), false, 0);
 		if (!plain)
 			error_context_stack = callback.previous;
 	}

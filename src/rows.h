@@ -13,6 +13,7 @@
 
 #include "idempotency.h"
 
+#include "nodes/params.h"
 #include "nodes/pg_list.h"
 #include "storage/itemptr.h"
 #include "storage/lockdefs.h"
@@ -147,6 +148,8 @@ typedef struct IdemCaller
 
 extern void idem_become(IdemCaller *caller, Oid owner, bool plain);
 extern void idem_unbecome(const IdemCaller *caller);
+extern ParamListInfo idem_hidden_parameters(int number, const Oid *types, const Datum *values,
+											const char *nulls);
 extern uint64 idem_execute_on(const char *table, const char *sql, int nargs, Oid *types,
 							  Datum *values, const char *nulls, int64 *number);
 
