@@ -240,7 +240,7 @@ sub fill_arguments
 sub sqlsmith
 {
 	my ($user, $number) = @_;
-	my $target = "host=$work/server port=5432 dbname=smith user=$user options='-c search_path=smith,pg_catalog -c lock_timeout=100 -c log_min_messages=error'";
+	my $target = "host=$work/server port=5432 dbname=smith user=$user options='-c search_path=smith,pg_catalog -c lock_timeout=100'";
 
 	open my $pipe, '-|', $ENV{SQLSMITH}, "--target=$target", '--exclude-catalog', "--seed=" . ($seed + $number), '--max-queries=' . int($queries / 20)
 	  or die "could not run sqlsmith: $!";
@@ -324,16 +324,9 @@ verdict($statements && !@lost, 'calls: every connection came to its end', @lost)
 verdict(!@internal, 'calls: no internal error', @internal);
 if ($ENV{SQLSMITH})
 {
-	my $before = () = slurp_log();
-	my $good = 1;
-
-	$admin->ok(fill_arguments()) unless $admin->lost;
-	$good &&= sqlsmith('postgres', 0);
-	$good &&= sqlsmith('app', 1);
-	my @errors = (slurp_log())[ $before .. $before + 1e9 ];
-
-	@errors = grep { defined } @errors;
-	verdict($good, 'sqlsmith: came to its end');
+	$admin->ok(fill_arguments());
+	verdict(sqlsmith('postgres', 0), 'sqlsmith as the superuser: came to its end');
+	verdict(sqlsmith('app', 1), 'sqlsmith as an application: came to its end');
 }
 my @log = slurp_log();
 
