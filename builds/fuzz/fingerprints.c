@@ -18,27 +18,35 @@ extern Datum idempotency_fingerprint_bytes(PG_FUNCTION_ARGS);
 extern Datum idempotency_content_key(PG_FUNCTION_ARGS);
 extern Datum idempotency_effect_key(PG_FUNCTION_ARGS);
 
+typedef struct varlena Bytes;
+
 #define GIVEN(datum) ((NullableDatum){.value = (datum)})
 #define NOT_GIVEN ((NullableDatum){.isnull = true})
 
-static struct varlena *
+static Bytes *
+as_bytes(Datum value)
+{
+	return (Bytes *) DatumGetPointer(value);
+}
+
+static Bytes *
 fingerprint_of(Jsonb *json)
 {
 	void *copy = fuzz_at_edge(json, VARSIZE(json), sizeof(int32));
 
-	return (struct varlena *) DatumGetPointer(fuzz_call(idempotency_fingerprint, 1, &GIVEN(PointerGetDatum(copy))));
+	return as_bytes(fuzz_call(idempotency_fingerprint, 1, &GIVEN(PointerGetDatum(copy))));
 }
 
-static struct varlena *
+static Bytes *
 content_key_of(Jsonb *json)
 {
 	NullableDatum args[2] = {GIVEN(JsonbPGetDatum(json)), NOT_GIVEN};
 
-	return (struct varlena *) DatumGetPointer(fuzz_call(idempotency_content_key, 2, args));
+	return as_bytes(fuzz_call(idempotency_content_key, 2, args));
 }
 
 static bool
-same_bytes(struct varlena *a, struct varlena *b)
+same_bytes(Bytes *a, Bytes *b)
 {
 	return VARSIZE_ANY_EXHDR(a) == VARSIZE_ANY_EXHDR(b) &&
 		memcmp(VARDATA_ANY(a), VARDATA_ANY(b), VARSIZE_ANY_EXHDR(a)) == 0;
@@ -71,7 +79,8 @@ fuzz_fingerprint(FuzzInput *input)
 		same_bytes(fingerprint_of(one), fingerprint_of(other)) != equal ||
 		same_bytes(content_key_of(one), content_key_of(other)) != equal)
 	{
-		fprintf(stderr, "%s\n%s\njsonb says %s\n", one_text.data, other_text.data, equal ? "equal" : "different");
+		fprintf(stderr, "%s\n%s\njsonb says %s\n", one_text.data, other_text.data,
+				equal ? "equal" : "different");
 		fuzz_violation(same && !equal ? "the harness changed what it was not to change"
 									  : "a digest disagrees with jsonb's =");
 	}
@@ -90,7 +99,7 @@ fuzz_bytes(FuzzInput *input)
 	size_t size;
 	bool same;
 	Jsonb *json;
-	struct varlena *digest;
+	Bytes *digest;
 
 	if (fuzz_byte(input) % 2 == 0)
 	{
@@ -105,8 +114,8 @@ fuzz_bytes(FuzzInput *input)
 	}
 	json = fuzz_jsonb(bytes, size);
 	fuzz_count(json != NULL ? 0 : 1);
-	digest = (struct varlena *) DatumGetPointer(
-		fuzz_call(idempotency_fingerprint_bytes, 1, &GIVEN(PointerGetDatum(fuzz_varlena(bytes, size)))));
+	digest = as_bytes(fuzz_call(idempotency_fingerprint_bytes, 1,
+								&GIVEN(PointerGetDatum(fuzz_varlena(bytes, size)))));
 	if (json != NULL)
 	{
 		if (!same_bytes(digest, fingerprint_of(json)))
@@ -114,11 +123,12 @@ fuzz_bytes(FuzzInput *input)
 	}
 	else
 	{
+		static const uint8 purpose[] = "fingerprint_bytes"; /* with its zero */
 		pg_cryptohash_ctx *context = pg_cryptohash_create(PG_SHA256);
 		uint8 expected[PG_SHA256_DIGEST_LENGTH];
 
 		if (pg_cryptohash_init(context) < 0 ||
-			pg_cryptohash_update(context, (const uint8 *) "fingerprint_bytes", sizeof("fingerprint_bytes")) < 0 ||
+			pg_cryptohash_update(context, purpose, sizeof(purpose)) < 0 ||
 			pg_cryptohash_update(context, (const uint8 *) bytes, size) < 0 ||
 			pg_cryptohash_final(context, expected, sizeof(expected)) < 0)
 			fuzz_violation("SHA-256 failed");
@@ -161,6 +171,16 @@ identity_expected(const EffectKey *key)
 	return 0;
 }
 
+static KeyIdentity
+identity_of(const EffectKey *key)
+{
+	return (KeyIdentity){
+		.scope = DatumGetTextPP(key->parts[0].value),
+		.operation = DatumGetTextPP(key->parts[1].value),
+		.key = DatumGetTextPP(key->parts[2].value),
+	};
+}
+
 /*
  * Two identities, each with a step or none, that are cut from the same bytes at
  * different places: their keys are alike exactly where all parts are, and are UUIDs
@@ -170,6 +190,7 @@ void
 fuzz_identity(FuzzInput *input)
 {
 	EffectKey keys[2];
+	KeyIdentity identities[2];
 	uint8 cuts[8];
 	uint8 steps = fuzz_byte(input);
 	bool same = true;
@@ -209,26 +230,24 @@ fuzz_identity(FuzzInput *input)
 
 		if (a->isnull || b->isnull)
 			same = same && a->isnull == b->isnull;
-		else if (!same_bytes((struct varlena *) DatumGetPointer(a->value), (struct varlena *) DatumGetPointer(b->value)))
+		else if (!same_bytes(as_bytes(a->value), as_bytes(b->value)))
 			same = false;
 		if (i == 2)
 			parts_same = same;
 	}
-	{
-		KeyIdentity one = {DatumGetTextPP(keys[0].parts[0].value), DatumGetTextPP(keys[0].parts[1].value), DatumGetTextPP(keys[0].parts[2].value), 0};
-		KeyIdentity other = {DatumGetTextPP(keys[1].parts[0].value), DatumGetTextPP(keys[1].parts[1].value), DatumGetTextPP(keys[1].parts[2].value), 0};
-
-		if (idem_identity_equal(&one, &other) != parts_same)
-			fuzz_violation("two identities compare otherwise than their bytes");
-	}
+	identities[0] = identity_of(&keys[0]);
+	identities[1] = identity_of(&keys[1]);
+	if (idem_identity_equal(&identities[0], &identities[1]) != parts_same)
+		fuzz_violation("two identities compare otherwise than their bytes");
 	fuzz_count(same ? 0 : 1);
-	if (same_bytes((struct varlena *) keys[0].result, (struct varlena *) keys[1].result) != same)
+	if (idem_texts_equal(keys[0].result, keys[1].result) != same)
 		fuzz_violation("effect keys are alike where identities are not, or the other way round");
 	for (int k = 0; k < 2; k++)
 	{
 		const char *uuid = VARDATA_ANY(keys[k].result);
 
-		if (VARSIZE_ANY_EXHDR(keys[k].result) != 36 || uuid[14] != '8' || strchr("89ab", uuid[19]) == NULL)
+		if (VARSIZE_ANY_EXHDR(keys[k].result) != 36 || uuid[14] != '8' ||
+			strchr("89ab", uuid[19]) == NULL)
 			fuzz_violation("an effect key is no UUID of version 8");
 	}
 }

@@ -43,7 +43,7 @@ typedef struct FuzzTarget
 } FuzzTarget;
 
 static const FuzzTarget targets[] = {
-	{"fingerprint", fuzz_fingerprint, {"pairs that jsonb calls equal", "pairs that it calls different"}},
+	{"fingerprint", fuzz_fingerprint, {"pairs that jsonb calls equal", "pairs that it does not"}},
 	{"bytes", fuzz_bytes, {"requests that are JSON", "requests that are not"}},
 	{"headers", fuzz_headers, {"headers accepted", "headers refused"}},
 	{"identity", fuzz_identity, {"effect keys alike", "effect keys unlike", "identities refused"}},
@@ -85,7 +85,8 @@ static void
 fuzz_print_counts(void)
 {
 	for (int i = 0; i < (int) lengthof(counted) && target->counts[i] != NULL; i++)
-		fprintf(stderr, "COUNT %s %llu %s\n", target->name, (unsigned long long) counted[i], target->counts[i]);
+		fprintf(stderr, "COUNT %s %llu %s\n", target->name, (unsigned long long) counted[i],
+				target->counts[i]);
 }
 
 /*
@@ -267,7 +268,8 @@ fuzz(PG_FUNCTION_ARGS)
 	if (target == NULL)
 		elog(ERROR, "there is no target %s", name);
 
-	deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), TEXTOID, -1, false, TYPALIGN_INT, &texts, NULL, &ntexts);
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), TEXTOID, -1, false, TYPALIGN_INT, &texts, NULL,
+					  &ntexts);
 	argv = palloc0(sizeof(char *) * (ntexts + 2));
 	argv[0] = "postgres";
 	for (int i = 0; i < ntexts; i++)

@@ -44,6 +44,8 @@ header_value(const JsonbValue *value)
 static bool
 header_values(JsonbContainer *array)
 {
+	if (!JsonContainerIsArray(array))
+		return false;
 	for (uint32 i = 0; i < JsonContainerSize(array); i++)
 		if (!header_value(getIthJsonbValueFromContainer(array, i)))
 			return false;
@@ -87,7 +89,7 @@ are_headers(Jsonb *json)
 		if (token != WJB_VALUE)
 			continue;
 		if (member.type == jbvBinary
-				? !JsonContainerIsArray(member.val.binary.data) || !header_values(member.val.binary.data)
+				? !header_values(member.val.binary.data)
 				: !header_value(&member))
 			return false;
 	}

@@ -17,11 +17,11 @@ run_checks()
 		check 'shell scripts: shellcheck' shellcheck -x "${shell_scripts[@]}"
 	fi
 	if command -v clang-format >/dev/null && [ -e .clang-format ]; then
-		check 'src: clang-format' clang-format --dry-run -Werror src/*.[ch]
+		check 'C: clang-format' clang-format --dry-run -Werror src/*.[ch] builds/fuzz/*.[ch]
 	fi
 	check_analyzers
 	check 'src: layers, as src/idempotency.h draws them' scripts/check-layers
-	check 'src: no line of more than 100 columns' check_width
+	check 'C: no line of more than 100 columns' check_width
 	check 'install script: nothing adopted, nothing unqualified' check_install_script
 	check 'one version everywhere' check_version
 	check 'every test file is in a list of the Makefile' check_lists
@@ -98,7 +98,7 @@ check_width()
 {
 	local file found=0
 
-	for file in src/*.[ch]; do
+	for file in src/*.[ch] builds/fuzz/*.[ch]; do
 		if expand -t 4 "$file" | grep '.\{101,\}'; then
 			echo "in $file"
 			found=1
