@@ -36,7 +36,10 @@ while (my $json = <STDIN>)
 {
 	foreach my $file (@{ decode_json($json)->{files} })
 	{
-		my ($name) = $file->{file} =~ m{^(?:\Q$sources\E|src)/(\w+\.[ch])$} or next;
+		# A library that a test has built has copies of them.
+		my ($name) = $file->{file} =~ m{(?:^|/)src/(\w+\.[ch])$} or next;
+
+		next unless -e "$sources/$name";
 
 		foreach my $line (@{ $file->{lines} })
 		{
