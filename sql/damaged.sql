@@ -24,4 +24,16 @@ SELECT count(*) AS locks FROM pg_locks WHERE locktype = 'advisory' AND objsubid 
 SELECT outcome FROM idempotency.claim('damaged', 'long', repeat('x', 3000));
 \echo :LAST_ERROR_SQLSTATE
 
+-- A small table that is not where it was.
+BEGIN;
+ALTER TABLE idempotency.policies RENAME TO rules;
+SELECT idempotency.set_policy('damaged', ttl => '1 h');
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK;
+BEGIN;
+ALTER TABLE idempotency.policies RENAME TO rules;
+SELECT outcome FROM idempotency.claim('damaged', 'op', 'no policies', lease => '1 h');
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK;
+
 SELECT idempotency.forget_scope('damaged', force => true);
