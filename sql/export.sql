@@ -122,6 +122,11 @@ SELECT idempotency.import_key(k) FROM (SELECT k FROM later WHERE (k).key = 'runn
 SELECT status FROM idempotency.lookup('export a', 'op', 'running');
 SELECT response_body FROM idempotency.replay('export a', 'op', 'running');
 
+-- One that has expired on the way counts as absent, and stays away.
+SELECT idempotency.import_key(jsonb_populate_record(k, jsonb_build_object('key', 'late', 'expires_at', now() - interval '1 s', 'locked_until', NULL)))
+FROM later WHERE (k).key = 'running';
+SELECT count(*) AS late FROM idempotency.idempotency_keys WHERE key = 'late';
+
 -- A row with something changed.
 CREATE FUNCTION pg_temp.changed(key text, change jsonb) RETURNS text LANGUAGE sql AS $$
 	SELECT pg_temp.refused(format('SELECT idempotency.import_key(%L::idempotency.idempotency_keys)',

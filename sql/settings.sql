@@ -15,6 +15,9 @@ WHERE name ~ '^idempotency\.(default_ttl|failed_ttl|once_ttl|default_lease|max_|
 -- Each says what it is for.
 SELECT name AS without_description FROM pg_settings WHERE name LIKE 'idempotency.%' AND coalesce(short_desc, '') = '';
 
+-- A list of names that cannot be read.
+ALTER SYSTEM SET idempotency.cleanup_skip_databases = 'one, , two';
+
 -- Units and bounds.
 SET idempotency.default_ttl = '90min';
 SHOW idempotency.default_ttl;

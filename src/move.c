@@ -162,8 +162,9 @@ move_close(const Selection *selection)
 		table_close(idem_table_open(ShareLock), NoLock);
 	else if (selection->scopes == NULL)
 		idem_home_close_range(selection->minimum, selection->maximum);
-	for (int i = 0; idem_have_homes() && i < selection->nscopes; i++)
-		idem_home_close(selection->scopes[i]);
+	else
+		for (int i = 0; i < selection->nscopes; i++)
+			idem_home_close(selection->scopes[i]);
 }
 
 static uint64

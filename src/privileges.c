@@ -31,6 +31,7 @@
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "parser/parse_func.h"
+#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -241,6 +242,31 @@ privilege_execute(const char *verb, const Privilege *privilege, const char *prep
 }
 
 /*
+ * The role that a call names, with its name; and connects to SPI.
+ *
+ * GRANT reads an ACL and writes it back, and fails with an internal error, "tuple
+ * concurrently updated", where somebody else has written it in between: all bundles
+ * are granted on the schema. So one of these calls waits for the transaction of
+ * another.
+ *
+ * Errors: 22004 no role; 42704 no such role; 25006 read-only.
+ */
+static Oid
+privileges_begin(FunctionCallInfo fcinfo, const char *function, char **name)
+{
+	Oid role;
+
+	idem_require_writable(function);
+	role = idem_role_argument(fcinfo);
+	*name = idem_role_name(role);
+	LockDatabaseObject(NamespaceRelationId, get_namespace_oid(IDEM_SCHEMA_NAME, false), 0,
+					   ShareUpdateExclusiveLock);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	return role;
+}
+
+/*
  * SQL grant_usage() and so on: true. The role has all of the bundle then, or
  * there was an error.
  *
@@ -250,14 +276,9 @@ privilege_execute(const char *verb, const Privilege *privilege, const char *prep
 static Datum
 privileges_hand_out(FunctionCallInfo fcinfo, const char *function, Bundle bundle)
 {
-	Oid role;
 	char *name;
+	Oid role = privileges_begin(fcinfo, function, &name);
 
-	idem_require_writable(function);
-	role = idem_role_argument(fcinfo);
-	name = idem_role_name(role);
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
 	for (int i = 0; i < (int) lengthof(privileges); i++)
 	{
 		const Privilege *privilege = &privileges[i];
@@ -315,16 +336,10 @@ privileges_take_back(FunctionCallInfo fcinfo, const char *function, Bundle bundl
 	const Privilege *left = NULL;
 	Oid left_by = InvalidOid;
 	bool taken = false;
-	int others;
-	Oid role;
 	char *name;
+	Oid role = privileges_begin(fcinfo, function, &name);
+	int others = privileges_bundles_of(role) & ~bundle;
 
-	idem_require_writable(function);
-	role = idem_role_argument(fcinfo);
-	name = idem_role_name(role);
-	others = privileges_bundles_of(role) & ~bundle;
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
 	for (int i = 0; i < (int) lengthof(privileges); i++)
 	{
 		const Privilege *privilege = &privileges[i];

@@ -89,6 +89,8 @@ state_find(const char *name, KeyStatus *status)
 /*
  * The status that a value of that column stands for. Only a hand can have written
  * another one.
+ *
+ * Errors: 55000.
  */
 KeyStatus
 idem_state_named(const char *name)
@@ -96,7 +98,10 @@ idem_state_named(const char *name)
 	KeyStatus status;
 
 	if (!state_find(name, &status))
-		elog(ERROR, "unexpected status in %s", IDEM_KEYS_TABLE);
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("unexpected status in table %s", IDEM_QUALIFIED_TABLE),
+				 errhint("None of the calls writes it: correct or delete the row.")));
 	return status;
 }
 
@@ -204,7 +209,7 @@ idempotency_key_standing(PG_FUNCTION_ARGS)
 {
 	static const KeyColumn columns[] = {
 		KEY_EXPIRES_AT, KEY_LOCKED_UNTIL, KEY_HOLD_IF_ABANDONED};
-	KeyRow row;
+	KeyRow row = {0};
 	KeyStanding standing;
 
 	if (idem_arg_is_null(fcinfo, 0) || idem_arg_is_null(fcinfo, 1) || idem_arg_is_null(fcinfo, 4) ||

@@ -270,7 +270,7 @@ launcher_note_result(HTAB *failing, const DatabaseToClean *database, WorkerResul
 
 	if (result != WORKER_FAILED && result != WORKER_DIED)
 	{
-		entry = hash_search(failing, &database->database, HASH_REMOVE, &found);
+		(void) hash_search(failing, &database->database, HASH_REMOVE, &found);
 		if (found)
 			ereport(LOG,
 					(errmsg("idempotency clean-up of database \"%s\" works again",

@@ -269,6 +269,13 @@ ok(waits($late), 'an export keeps others away');
 is($second->query("SELECT idempotency.once('$away', 'op', 'meanwhile')")->code, '', 'but not from other scopes');
 $mover->ok('COMMIT');
 is($late->finish->code, '', 'until it ends');
+# By their names it is the same.
+$mover->ok("BEGIN; SELECT FROM idempotency.export_scopes(ARRAY['$here'])");
+$late->start("SELECT idempotency.once('$here', 'op', 'while exported by name')");
+ok(waits($late), 'an export by name keeps others away');
+is($second->query("SELECT idempotency.once('$away', 'op', 'meanwhile, again')")->code, '', 'but not from other scopes');
+$mover->ok('COMMIT');
+is($late->finish->code, '', 'until it ends');
 is($mover->query("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1; $export")->code, '55000', 'an export needs the latest keys');
 $mover->query('ROLLBACK');
 is($mover->query("BEGIN; SELECT FROM idempotency.claim('$here', 'op', 'own'); $export")->code, '55006', 'an export of what is not written yet');

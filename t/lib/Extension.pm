@@ -12,6 +12,7 @@ use Exporter qw(import);
 use File::Basename qw(dirname);
 use File::Copy qw(copy);
 use File::Path qw(make_path);
+use File::Temp ();
 use POSIX ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -41,12 +42,16 @@ sub new_server
 }
 
 # Compiles the library of this checkout with more preprocessor flags, away from
-# the checkout. Returns its path.
+# the checkout. Returns its path. LIBRARIES names a folder where it is to stay after
+# the test: builds/coverage reads what it has counted there.
 sub build_library
 {
 	my ($name, @flags) = @_;
 	my $top = abs_path(dirname(__FILE__) . '/../..');
-	my $to = PostgreSQL::Test::Utils::tempdir($name);
+	my $to =
+	  $ENV{LIBRARIES}
+	  ? File::Temp::tempdir("$name.XXXXXX", DIR => $ENV{LIBRARIES})
+	  : PostgreSQL::Test::Utils::tempdir($name);
 	my $config = $ENV{PG_CONFIG} || 'pg_config';
 
 	make_path("$to/src");
