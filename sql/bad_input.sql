@@ -98,6 +98,7 @@ SELECT t.* FROM pg_temp.try('idempotency.claim(''bad_input'', ''new'', ''hush'',
 SELECT n, t.* FROM unnest(ARRAY[0, 31, 32, 33]) n, pg_temp.try(format('idempotency.claim(''bad_input'', ''new'', ''hush'', fingerprint => decode(repeat(''00'', %s), ''hex''))', n)) t;
 SELECT t.* FROM pg_temp.try('idempotency.claim(''bad_input'', ''new'', ''hush'', hold_if_abandoned => true)') t;
 SELECT t.* FROM pg_temp.try(format('idempotency.complete(''bad_input'', ''live'', ''hush'', 200, ''hush'', response_bytes => ''hush'', token => %s)', :token)) t;
+SELECT t.* FROM unnest(ARRAY['any', 'transaction', 'hush', '']) word, pg_temp.try(format('idempotency.claim(''bad_input'', ''new'', ''hush'', wait_for => %L)', word)) t;
 SELECT t.* FROM pg_temp.try('idempotency.content_key(NULL)') t;
 SELECT t.* FROM pg_temp.try('idempotency.cleanup(max_rows => -1)') t;
 SELECT t.* FROM unnest(ARRAY['grant_usage', 'grant_operator', 'grant_monitor', 'revoke_usage', 'revoke_operator', 'revoke_monitor', 'unbind_role']) call, pg_temp.try(format('idempotency.%s(NULL)', call)) t;

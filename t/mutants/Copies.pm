@@ -31,12 +31,12 @@ use Storable qw(retrieve store);
 use Time::HiRes qw(sleep time);
 
 our @EXPORT = qw($top prepare in_parallel fresh_tree build install start_server end_running
-  run_test make_command log_tail slurp spew run);
+  run_test lines_reached compiling log_tail slurp spew run);
 
 our $top = abs_path(dirname(__FILE__) . '/../..');
 
 # How long a test waits for what does not come. Of a mutant it often never does.
-use constant PATIENCE => 60;
+use constant PATIENCE => 30;
 
 # The folder of all, and the number and the folder of this worker.
 my ($work, $mine);
@@ -96,6 +96,8 @@ sub end_running
 	kill 'KILL', @servers;
 	return;
 }
+
+sub mine { return $mine; }
 
 sub log_name { return ($mine // $work) . '/log'; }
 
@@ -303,10 +305,11 @@ EOC
 
 # ---- workers -----------------------------------------------------------------------
 
-# Makes so many workers. Their checkouts are built, with what else is said to make.
+# Makes so many workers. Their checkouts are built with what is said to make, and
+# once more to count which lines are reached, if "counting" is true.
 sub prepare
 {
-	my ($jobs, @make) = @_;
+	my ($jobs, $counting, @make) = @_;
 
 	$ENV{LC_ALL} = 'C.UTF-8';
 	delete @ENV{ grep { /^PG/ && $_ ne 'PG_CONFIG' } keys %ENV };
@@ -324,6 +327,12 @@ sub prepare
 		glob("$top/*.control"), glob("$top/*--*.sql"), $tree)
 	  or die "could not copy the checkout\n";
 	unlink glob("$tree/src/*.o"), glob("$tree/src/*.bc"), "$tree/idempotency.so";
+	if ($counting)
+	{
+		run('cp', '-a', $tree, "$mine/counting") or die "could not copy the checkout\n";
+		build("$mine/counting", 'idempotency.so', 'EXTRA_CFLAGS=-O0 --coverage -fprofile-update=atomic', 'SHLIB_LINK=--coverage')
+		  or die "the checkout cannot be built to be counted:\n" . log_tail(20);
+	}
 	build($tree, @make) or die "the checkout cannot be built:\n" . log_tail(20);
 	foreach my $worker (2 .. $jobs)
 	{
@@ -348,6 +357,16 @@ sub build
 	my ($tree, @what) = @_;
 
 	return run('make', '-s', '-j2', '-C', $tree, 'PG_CONFIG=' . pg_config(), 'with_llvm=no', @what ? @what : 'idempotency.so');
+}
+
+# The command that compiles a file, in whatever checkout.
+sub compiling
+{
+	my ($file, @make) = @_;
+	my $tree = "$work/1/original";
+	my $config = "$work/1/pg/$directory{bindir}/pg_config";
+
+	return (grep { /-c/ } `make -n -C '$tree' -W src/$file.c PG_CONFIG='$config' with_llvm=no @make src/$file.o`)[0];
 }
 
 sub install
@@ -423,7 +442,12 @@ sub run_test
 			pgxs() . ($kind eq 'sql' ? '/regress/pg_regress' : '/isolation/pg_isolation_regress'),
 			"--bindir=" . place('bindir'), "--inputdir=$tree", "--outputdir=$out", '--dbname=contrib_regression',
 			"--host=$socket", '--port=5432', '--user=postgres', $name);
-		end_running() unless $server;
+		if (!$server)
+		{
+			# What counts lines does so when it ends by itself.
+			run(place('bindir') . '/pg_ctl', '-D', "$out/server/data", '-s', '-w', '-m', 'fast', 'stop') if $ENV{GCOV_PREFIX};
+			end_running();
+		}
 	}
 	if ($verdict eq 'failed')
 	{
@@ -432,6 +456,40 @@ sub run_test
 		$verdict = 'in vain' if $said =~ /timed out|timeout expired|no answer from the server|canceling step|gets no answer/;
 	}
 	return $verdict;
+}
+
+# ---- which lines a test reaches ------------------------------------------------------
+
+# Runs a test on the checkout that counts; returns, for each of these source files,
+# the lines that were executed. Processes that are killed do not say what they did.
+sub lines_reached
+{
+	my ($test, @files) = @_;
+	my $counted = "$mine/counted";
+	my %lines;
+
+	remove_tree($counted);
+	make_path($counted);
+	install("$mine/counting");
+	{
+		local $ENV{GCOV_PREFIX} = $counted;
+		run_test("$mine/counting", $test, 1800);
+	}
+	my ($at) = glob("$counted$work/1/counting/src");
+
+	foreach my $file ($at ? @files : ())
+	{
+		next unless -e "$at/$file.gcda";
+		run('cp', "$mine/counting/src/$file.gcno", $at) or die "no counts of $file\n";
+		foreach my $line (split /\n/, `cd '$mine/counting' && gcov -t -o '$at' '$at/$file.gcda' 2>/dev/null`)
+		{
+			my ($count, $number, $text) = $line =~ /^ *([^:]+): *(\d+):(.*)/ or next;
+
+			last if $number == 0 && $text =~ /^Source:(.*)/ && $1 ne "src/$file.c" && $lines{$file};
+			push @{ $lines{$file} }, $number if $number > 0 && $count =~ /^\d/;
+		}
+	}
+	return \%lines;
 }
 
 go_on_as_postgres();
