@@ -389,6 +389,8 @@ sub start_server
 {
 	my $data = "$mine/out/server/data";
 
+	end_running();
+	remove_tree("$mine/out");
 	make_path("$mine/out/server");
 	run(place('bindir') . '/initdb', '-D', $data, '-U', 'postgres', '-A', 'trust', '-E', 'UTF8', '--no-locale', '--no-sync')
 	  or die "initdb failed:\n" . log_tail(20);
@@ -431,12 +433,7 @@ sub run_test
 	{
 		my $socket = "$out/server";
 
-		if (!$server)
-		{
-			end_running();
-			remove_tree($out);
-			$socket = start_server() // return 'failed';
-		}
+		$socket = start_server() // return 'failed' unless $server;
 		local $ENV{PGUSER} = 'postgres';
 		$verdict = run_watched($limit, 0,
 			pgxs() . ($kind eq 'sql' ? '/regress/pg_regress' : '/isolation/pg_isolation_regress'),
@@ -481,12 +478,14 @@ sub lines_reached
 	{
 		next unless -e "$at/$file.gcda";
 		run('cp', "$mine/counting/src/$file.gcno", $at) or die "no counts of $file\n";
+		my $source = '';
+
 		foreach my $line (split /\n/, `cd '$mine/counting' && gcov -t -o '$at' '$at/$file.gcda' 2>/dev/null`)
 		{
 			my ($count, $number, $text) = $line =~ /^ *([^:]+): *(\d+):(.*)/ or next;
 
-			last if $number == 0 && $text =~ /^Source:(.*)/ && $1 ne "src/$file.c" && $lines{$file};
-			push @{ $lines{$file} }, $number if $number > 0 && $count =~ /^\d/;
+			$source = $1 if $number == 0 && $text =~ /^Source:(.*)/;
+			push @{ $lines{$file} }, $number if $source eq "src/$file.c" && $count =~ /^\d/;
 		}
 	}
 	return \%lines;
