@@ -119,6 +119,12 @@ FROM unnest(ARRAY['complete', 'fail', 'release', 'extend']) WITH ORDINALITY verb
 WHERE verb.no = 1 OR key = 'live'
 ORDER BY verb.no, kno, tno;
 
+-- Whoever has claimed in this transaction without a lease has no token.
+BEGIN;
+SELECT outcome FROM idempotency.claim('bad_input', 'open', 'hush');
+SELECT verb, t.* FROM unnest(ARRAY['complete', 'fail', 'release', 'extend']) WITH ORDINALITY verb (verb, no), pg_temp.try(format('idempotency.%s(''bad_input'', ''open'', ''hush'', token => %s)', verb, :token)) t ORDER BY no;
+ROLLBACK;
+
 -- More claims than one transaction may have.
 SET idempotency.max_claims_per_transaction = 3;
 BEGIN;
