@@ -98,6 +98,7 @@ SELECT t.* FROM pg_temp.try('idempotency.claim(''bad_input'', ''new'', ''hush'',
 SELECT n, t.* FROM unnest(ARRAY[0, 31, 32, 33]) n, pg_temp.try(format('idempotency.claim(''bad_input'', ''new'', ''hush'', fingerprint => decode(repeat(''00'', %s), ''hex''))', n)) t;
 SELECT t.* FROM pg_temp.try('idempotency.claim(''bad_input'', ''new'', ''hush'', hold_if_abandoned => true)') t;
 SELECT t.* FROM pg_temp.try(format('idempotency.complete(''bad_input'', ''live'', ''hush'', 200, ''hush'', response_bytes => ''hush'', token => %s)', :token)) t;
+SELECT t.* FROM unnest(ARRAY['any', 'transaction', 'hush', '']) word, pg_temp.try(format('idempotency.claim(''bad_input'', ''new'', ''hush'', wait_for => %L)', word)) t;
 SELECT t.* FROM pg_temp.try('idempotency.content_key(NULL)') t;
 SELECT t.* FROM pg_temp.try('idempotency.cleanup(max_rows => -1)') t;
 SELECT t.* FROM unnest(ARRAY['grant_usage', 'grant_operator', 'grant_monitor', 'revoke_usage', 'revoke_operator', 'revoke_monitor', 'unbind_role']) call, pg_temp.try(format('idempotency.%s(NULL)', call)) t;
@@ -117,6 +118,12 @@ FROM unnest(ARRAY['complete', 'fail', 'release', 'extend']) WITH ORDINALITY verb
 	 pg_temp.try(format('idempotency.%s(''bad_input'', %L, ''hush'', token => %L)', verb, key, token)) t
 WHERE verb.no = 1 OR key = 'live'
 ORDER BY verb.no, kno, tno;
+
+-- Whoever has claimed in this transaction without a lease has no token.
+BEGIN;
+SELECT outcome FROM idempotency.claim('bad_input', 'open', 'hush');
+SELECT verb, t.* FROM unnest(ARRAY['complete', 'fail', 'release', 'extend']) WITH ORDINALITY verb (verb, no), pg_temp.try(format('idempotency.%s(''bad_input'', ''open'', ''hush'', token => %s)', verb, :token)) t ORDER BY no;
+ROLLBACK;
 
 -- More claims than one transaction may have.
 SET idempotency.max_claims_per_transaction = 3;

@@ -184,6 +184,23 @@ SELECT unnest(reloptions) FROM pg_class WHERE oid = 'idempotency.idempotency_key
 -- The schema goes and comes with it, so its owner is who created it.
 SELECT nspowner::regrole = current_user::regrole AS mine FROM pg_namespace WHERE nspname = 'idempotency';
 
+-- A trigger's function is none to be called.
+SELECT idempotency.config_changed();
+\echo :SQLSTATE
+-- A row of the type of a table that is no longer the one in use.
+BEGIN;
+ALTER TABLE idempotency.idempotency_keys RENAME TO replaced;
+CREATE TABLE idempotency.idempotency_keys (LIKE idempotency.replaced INCLUDING ALL);
+ALTER EXTENSION idempotency ADD TABLE idempotency.idempotency_keys;
+SELECT idempotency.import_key(jsonb_populate_record(NULL::idempotency.replaced, '{"scope": "extension", "operation": "op", "key": "k"}'));
+\echo :SQLSTATE
+ROLLBACK;
+-- A result type that has columns of which the library does not know. Last, since they
+-- stay in its description when they are dropped.
+ALTER TYPE idempotency.claim_result ADD ATTRIBUTE more text;
+SELECT outcome FROM idempotency.claim('extension', 'op', 'k');
+\echo :SQLSTATE
+
 \c :home
 DROP DATABASE regress_idempotency_extension;
 DROP ROLE regress_squatter;
