@@ -7,8 +7,23 @@
 #include "idempotency.pml"
 
 #define LOCALS mtype out = BUSY; mtype err = OK; mtype own = OPEN; mtype verb = COMPLETE; \
-	bit got; bit hit; bit rep; byte new
-#define RESET out = BUSY; err = OK; own = OPEN; verb = COMPLETE; got = 0; hit = 0; rep = 0; new = 0
+	bit got; bit hit; bit rep; bit lock_taken; byte new
+#define RESET out = BUSY; err = OK; own = OPEN; verb = COMPLETE; got = 0; hit = 0; rep = 0; lock_taken = 0; new = 0
+
+/* Some ask until they know that the work was done. Whoever ends has "ended". */
+#ifdef UNTIL_DONE
+#define TRIED skip
+#define SATISFIED(s) if :: out == REPLAY -> tries = 0 :: else fi
+#define ENDS(s) ended[s] = 1
+#define KNOWS(s, token) known[s] = token
+bit ended[SESSIONS + 1];
+byte known[SESSIONS + 1];
+#else
+#define TRIED tries--
+#define SATISFIED(s) skip
+#define ENDS(s) skip
+#define KNOWS(s, token) skip
+#endif
 
 /* The answer, of whatever kind, has arrived; or the connection is known to be gone. */
 #define ANSWERED(s) conn[s] = 0; broken[s] = 0
@@ -25,16 +40,21 @@ proctype InTransaction(byte s; byte tries; bit snapshot; bit fp)
 	:: tries == 0 -> break
 	:: tries > 0 ->
 		{
-			d_step { tries--; begin(s, snapshot) };
+			d_step { TRIED; begin(s, snapshot) };
 			claim(s, 0, 0, 0, fp, 0);
 			atomic {
 			if
 			:: err == OK && out == CLAIMED ->
 				if
 				:: T(s, 0).weff++; printf("session %d does the work\n", s)
+#ifndef UNTIL_DONE
 				:: verb = FAIL
+#endif
 #ifdef RICH
 				:: verb = RELEASE
+#ifdef HOLDS
+				:: verb = HOLD
+#endif
 				:: d_step { /* ROLLBACK TO a savepoint before the claim */
 						free_locks(s);
 						savepoint_rolled_back(s, 0);
@@ -52,13 +72,14 @@ proctype InTransaction(byte s; byte tries; bit snapshot; bit fp)
 			fi
 			};
 			if
-			:: err == OK && (out == CLAIMED || out == REPLAY) -> commit(s); d_step { ANSWERED(s); RESET }
+			:: err == OK && (out == CLAIMED || out == REPLAY) -> commit(s); d_step { SATISFIED(s); ANSWERED(s); RESET }
 			:: else -> d_step { rollback(s); ANSWERED(s); RESET }
 			fi
 		} unless {
 			broken[s] -> d_step { ANSWERED(s); RESET }
 		}
-	od
+	od;
+	ENDS(s)
 }
 
 /*
@@ -77,7 +98,7 @@ proctype Leased(byte s; byte tries; byte id; bit may_hold; bit fp)
 	:: tries == 0 && token == 0 -> break
 	:: tries > 0 && token == 0 ->
 		{
-			d_step { tries--; begin(s, 0) };
+			d_step { TRIED; begin(s, 0) };
 			claim(s, 0, 1, id, fp, may_hold);
 			if
 			:: err == OK && out == CLAIMED ->
@@ -86,7 +107,7 @@ proctype Leased(byte s; byte tries; byte id; bit may_hold; bit fp)
 			:: else -> d_step { rollback(s); new = 0 }
 			fi;
 			/* The answer to COMMIT arrives; from here on the client has the token. */
-			d_step { token = new; ANSWERED(s); RESET }
+			d_step { token = new; KNOWS(s, token); SATISFIED(s); ANSWERED(s); RESET }
 		} unless {
 			broken[s] -> d_step { ANSWERED(s); RESET }
 		}
@@ -123,6 +144,7 @@ proctype Leased(byte s; byte tries; byte id; bit may_hold; bit fp)
 				:: verb != EXTEND || err != OK ->
 					tries = (err == OK -> 0 : tries);
 					token = 0;
+					KNOWS(s, 0);
 					worked = 0
 				:: else
 				fi;
@@ -135,9 +157,10 @@ proctype Leased(byte s; byte tries; byte id; bit may_hold; bit fp)
 #ifdef OWNERS_VANISH
 	:: token != 0 ->
 		printf("session %d is never heard of again\n", s);
-		d_step { token = 0; tries = 0; worked = 0 }
+		d_step { token = 0; KNOWS(s, 0); tries = 0; worked = 0 }
 #endif
-	od
+	od;
+	ENDS(s)
 }
 
 proctype Cleaner(byte s; byte passes)
@@ -160,4 +183,15 @@ proctype Cleaner(byte s; byte passes)
 			broken[s] -> d_step { ANSWERED(s); hit = 0 }
 		}
 	od
+}
+
+/* The key is new, or has failed, with a token or without, or has expired. */
+inline some_state()
+{
+	if
+	:: true
+	:: d_step { com[0].st = FAILED; com[0].tok = 81; hi[0] = 81; seq = 1; seqdur = 1 }
+	:: d_step { com[0].st = FAILED }
+	:: d_step { com[0].st = DONE; com[0].over = 1; com[0].tok = 81; hi[0] = 81; seq = 1; seqdur = 1 }
+	fi
 }

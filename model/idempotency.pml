@@ -6,16 +6,13 @@
  * looking whether it is being written, writing it (which may have to wait). A process
  * that uses these has the locals
  *
- *	mtype out, err, own, verb; bit got, hit, rep; byte new;
+ *	mtype out, err, own, verb; bit got, hit, rep, lock_taken;
+ *	byte new;
  *
  * A guard is taken out by -DNO_NAME; the file "guards" has them all.
  */
 #include "server.pml"
 
-/* What makes a scenario small is what it does not need. */
-#ifndef MAXSEQ
-#define MAXSEQ 7
-#endif
 
 /*----------
  * locks.c
@@ -26,7 +23,7 @@
 #ifdef NO_ALREADY_HELD
 #define GETS_LOCK(s, k) (lockof[H(k)] == 0)
 #else
-#define GETS_LOCK(s, k) LOCK_IS_FREE(s, k)
+#define GETS_LOCK(s, k) (LOCK_IS_FREE(s, k) && NOBODY_WAITS(s, k))
 #endif
 inline lock_try(s, k)
 {
@@ -42,8 +39,17 @@ inline lock_try(s, k)
 /* idem_lock_wait(), as a deadlock would, blocks for ever. */
 inline lock_wait(s, k)
 {
-	LOCK_IS_FREE(s, k);
-	d_step { lock_take(s, k) }
+	atomic {
+		queue[H(k)] = s;
+		LOCK_IS_FREE(s, k);
+		d_step {
+			lock_take(s, k);
+			if
+			:: queue[H(k)] == s -> queue[H(k)] = 0
+			:: else
+			fi
+		}
+	}
 }
 
 /*----------
@@ -51,10 +57,15 @@ inline lock_wait(s, k)
  *----------
  */
 
-#define LOW_BITS ((timeline & 3) << 3 | (seq & 7))
+#ifndef SEQUENCE_BITS
+#define SEQUENCE_BITS 4
+#endif
+#define SECOND_SHIFT (SEQUENCE_BITS + 2)
+#define SEQUENCE_MASK ((1 << SEQUENCE_BITS) - 1)
+#define LOW_BITS ((timeline & 3) << SEQUENCE_BITS | (seq & SEQUENCE_MASK))
 #ifdef NO_TIMELINE
 #undef LOW_BITS
-#define LOW_BITS (1 << 3 | (seq & 7))
+#define LOW_BITS (1 << SEQUENCE_BITS | (seq & SEQUENCE_MASK))
 #endif
 
 /*
@@ -64,11 +75,11 @@ inline lock_wait(s, k)
 inline next_token(floor)
 {
 	seq++;
-	assert(seq <= MAXSEQ);	/* that the bits suffice is a bound of the scenario's */
+	assert(seq <= SEQUENCE_MASK);	/* a bound of the scenario's */
 #ifdef NO_SECOND
 	new = LOW_BITS;
 #else
-	new = sec << 5 | LOW_BITS;
+	new = sec << SECOND_SHIFT | LOW_BITS;
 #endif
 #ifndef NO_FLOOR
 	if
@@ -76,7 +87,7 @@ inline next_token(floor)
 #ifdef NO_RAISED_BITS
 		new = floor + 1
 #else
-		new = ((floor >> 5) + 1) << 5 | LOW_BITS
+		new = ((floor >> SECOND_SHIFT) + 1) << SECOND_SHIFT | LOW_BITS
 #endif
 	:: else
 	fi
@@ -307,6 +318,13 @@ inline judge(lease, with_id, with_fp)
 	fi
 }
 
+/* idem_pending_find() */
+#ifdef NO_IDENTITY
+#define OPENED_BY(s, k) (T(s, 0).pend == OPEN || T(s, 1).pend == OPEN)
+#else
+#define OPENED_BY(s, k) (T(s, k).pend == OPEN)
+#endif
+
 #define TAKE_LOCK(s, k, locked) \
 	if \
 	:: T(s, k).pend != NOTHING || locked -> got = 1 \
@@ -352,7 +370,8 @@ inline judge(lease, with_id, with_fp)
 inline decide(s, k, locked, lease, with_id, with_fp, with_hold, at_once)
 {
 	if
-	:: T(s, k).pend == OPEN -> /* claim_answer_own() */
+	:: OPENED_BY(s, k) -> /* claim_answer_own() */
+		CHECK(I11_keys_apart, T(s, k).pend == OPEN);
 		out = ((with_id != 0 && T(s, k).d.id == with_id) -> CLAIMED : BUSY)
 	:: else ->
 		FIRST_THE_LOCK(s, k, locked);
@@ -373,13 +392,15 @@ inline decide(s, k, locked, lease, with_id, with_fp, with_hold, at_once)
 		THEN_THE_LOCK(s, k, locked);
 		atomic { d_step {
 			if
-			:: out == CLAIMED && (LOST_THE_LOCK || BEING_WRITTEN(s, k)) -> out = BUSY
-			:: else
+			:: out == CLAIMED && (LOST_THE_LOCK || BEING_WRITTEN(s, k)) -> out = BUSY; lock_taken = !got
+			:: else -> lock_taken = 0
 			fi;
 			if
 			:: MUST_AGREE(s) && !T(s, k).snap && (out == CLAIMED || out == REPLAY) -> err = E40001
 			:: else
 			fi;
+			/* Nobody is kept out by a lock of its own. */
+			CHECK(I11_keys_apart, got || lockof[H(k)] != s);
 			/* A claim that would have to wait says so instead. */
 			CHECK(no_wait, out != CLAIMED || !T(s, k).had || T(s, k).same != SAME || MAY_WRITE(s, k));
 			/* What a transaction with a snapshot goes on with is what that shows. */
@@ -490,6 +511,7 @@ inline owner_find(s, k, token, to_complete)
 #endif
 			:: else ->
 				state_of(r);
+				T(s, k).on_held = (sd == HELD);
 				if
 				:: r.st == DONE && !to_complete -> err = IK001
 				:: r.st == DONE && to_complete -> own = (r.by == s -> DONE : FAILED)
@@ -562,7 +584,7 @@ inline owner_write(s, k, is_soft)
  */
 inline owner_call(s, k, token, refuse_repeat)
 {
-	owner_find(s, k, token, verb == COMPLETE);
+	owner_find(s, k, token, (verb == COMPLETE));
 	atomic {
 	if
 	:: err == OK && own != OPEN -> /* completed before */
@@ -746,6 +768,53 @@ inline cleanup_batch(s, k)
 	fi;
 	hit = 0
 }
+
+/*----------
+ * wake.c
+ *----------
+ */
+
+#ifdef WAKE
+#ifdef NO_WAKE
+#define WAKES (false)
+#else
+#define WAKES (true)
+#endif
+bit listed[SESSIONS + 1];
+bit woken[SESSIONS + 1];
+
+/* idem_wake_prepare(): from here on it will be woken. */
+inline wake_prepare(s)
+{
+	d_step { listed[s] = 1; woken[s] = 0 }
+}
+
+/*
+ * idem_wake_sleep(). Who is not on the list gets onto it and looks again. That a sleeper
+ * also wakes up by itself is left out: it is to be woken.
+ */
+inline wake_sleep(s)
+{
+	if
+	:: atomic { !listed[s] -> listed[s] = 1; woken[s] = 0 }
+	:: atomic { listed[s] && woken[s] -> woken[s] = 0 }
+	fi
+}
+
+/* pending_wake_waiters(), idem_wake_waiters(): of claims with a lease that are finished. */
+inline wake_waiters(s)
+{
+	d_step {
+		if
+		:: T(s, 0).leased && T(s, 0).pend != OPEN && WAKES ->
+			for (i : 1 .. SESSIONS) {
+				woken[i] = listed[i]
+			}
+		:: else
+		fi
+	}
+}
+#endif
 
 /*----------
  * commit.c, pending.c

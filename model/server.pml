@@ -55,6 +55,7 @@ typedef Session
 	bit had;	/* there was a version to replace */
 	Row d;		/* the draft: what is to be written */
 	mtype why = CLAIM;
+	bit on_held;	/* it was held when that was decided */
 	byte weff;	/* business rows that it has written and not committed */
 	bit snap;	/* its own snapshot still sees what is committed */
 	byte seff	/* business rows that its own snapshot sees */
@@ -84,6 +85,7 @@ bit broken[SESSIONS + 1];	/* the connection is, and the client learns of it */
 #endif
 byte lockof[KEYS];
 byte lockn[KEYS];
+byte queue[KEYS];	/* who waits for it; who only tries does not overtake */
 
 /* The sequence, what of it is on disk, the second, and the timeline. */
 byte seq;
@@ -117,6 +119,7 @@ hidden byte tmp;
  * The properties. A check that fails prints its own name.
  */
 hidden byte I1_tokens_grow;
+hidden byte I1_tokens_are_distinct;
 hidden byte I2_one_owner;
 hidden byte I3_fencing;
 hidden byte I4_one_result;
@@ -146,8 +149,10 @@ hidden byte at_home_once;
 
 #ifdef NO_LOCKS
 #define LOCK_IS_FREE(s, k) (true)
+#define NOBODY_WAITS(s, k) (true)
 #else
 #define LOCK_IS_FREE(s, k) (lockof[H(k)] == 0 || lockof[H(k)] == (s))
+#define NOBODY_WAITS(s, k) (queue[H(k)] == 0 || queue[H(k)] == (s) || lockof[H(k)] == (s))
 #endif
 
 inline lock_take(s, k)
@@ -188,6 +193,7 @@ inline forget_session(s)
 		T(s, i).had = 0;
 		CLEAR(T(s, i).d);
 		T(s, i).why = CLAIM;
+		T(s, i).on_held = 0;
 		T(s, i).weff = 0;
 		T(s, i).snap = 0;
 		T(s, i).seff = 0
@@ -197,12 +203,21 @@ inline forget_session(s)
 
 inline free_locks(s)
 {
+#ifdef NO_TRANSACTION_LOCK
+	/* It is the session's, as pg_advisory_lock() takes it. */
+	skip
+#else
 	for (i : 0 .. KEYS - 1) {
 		if
 		:: lockof[i] == s -> lockof[i] = 0; lockn[i] = 0
 		:: else
+		fi;
+		if
+		:: queue[i] == s -> queue[i] = 0
+		:: else
 		fi
 	}
+#endif
 }
 
 /* With a snapshot of its own that is taken here, or with one for each statement. */
@@ -232,21 +247,46 @@ inline rollback(s)
 	forget_session(s)
 }
 
+#ifdef TOKENS
+bit given[256];
+bit set_back;	/* the clock was */
+bit floor_lost;	/* a row was, or a token of it */
+#define TOKENS_MAY_FALL (set_back && floor_lost)
+#else
+#define TOKENS_MAY_FALL (false)
+#endif
+
+/*
+ * A late completion whose row has vanished is put in anew. That nobody has had the key
+ * meanwhile is true of those who take locks; see "The finding" in README.md for the others.
+ */
+#ifdef STRICT
+#define PUT_IN_ANEW(holds) (holds)
+#else
+#define PUT_IN_ANEW(holds) (true)
+#endif
+
 /* What the session s made of key i, over what was there: is that allowed? */
 inline check_change(s)
 {
 	/* Tokens grow, from one claim to the next and from one life to the next. */
 	CHECK(I1_tokens_grow, unc[i].st == ABSENT || unc[i].tok >= com[i].tok);
-	CHECK(I1_tokens_grow, T(s, i).why != CLAIM || !T(s, i).leased || unc[i].tok > hi[i]
-		|| (unc[i].tok == com[i].tok && unc[i].id != 0 && unc[i].id == com[i].id));
+	CHECK(I1_tokens_grow, TOKENS_MAY_FALL || T(s, i).why != CLAIM || !T(s, i).leased || unc[i].tok > hi[i]
+		|| (unc[i].id != 0 && unc[i].tok == com[i].tok && unc[i].id == com[i].id)
+		|| (unc[i].id != 0 && unc[i].tok == hi[i] && com[i].st == ABSENT)); /* it has vanished under a repeated claim */
 	CHECK(I1_tokens_grow, T(s, i).leased || T(s, i).why == CLEAN || T(s, i).why == FORGET || T(s, i).why == PERSON
 		|| com[i].tok == 0 || unc[i].tok > com[i].tok);
+#ifdef TOKENS
+	/* None is given twice, whatever became of the first. */
+	CHECK(I1_tokens_are_distinct, T(s, i).why != CLAIM || !given[unc[i].tok]);
+	given[unc[i].tok] = 1;
+#endif
 	/* A live lease is its owner's, and a person's who uses force. */
 	CHECK(I2_one_owner, com[i].st != INPROG || !com[i].live || T(s, i).why == PERSON
 		|| unc[i].tok == com[i].tok || (T(s, i).why == END && T(s, i).tok == com[i].tok));
 	/* Whoever ends a claim by its token is the last who was given one. */
 	CHECK(I3_fencing, T(s, i).why != END || !T(s, i).leased
-		|| T(s, i).tok == com[i].tok || (com[i].st == ABSENT && T(s, i).tok == hi[i]));
+		|| T(s, i).tok == com[i].tok || (com[i].st == ABSENT && PUT_IN_ANEW(T(s, i).tok == hi[i])));
 	/* What is completed stays as it is until it expires or is forgotten. */
 	CHECK(I6_no_lost_completion, com[i].st != DONE || com[i].over || T(s, i).why == FORGET || T(s, i).why == PERSON
 		|| unc[i].st == DONE);
@@ -257,7 +297,7 @@ inline check_change(s)
 	/* What is held is freed by a person alone. */
 	CHECK(held_is_held, T(s, i).why == PERSON || unc[i].st == DONE || unc[i].st == HELD
 		|| !(com[i].st == HELD || (com[i].st == INPROG && com[i].hold && !com[i].live))
-		|| (soft[i] && com[i].st == INPROG));
+		|| (com[i].st == INPROG && T(s, i).why == END && !T(s, i).on_held));
 	CHECK(held_is_held, unc[i].st != HELD || unc[i].tok != 0)
 }
 
@@ -413,19 +453,28 @@ proctype Faults(byte n)
 	od
 }
 
+/* Without limit, unless the number of events is given. */
+#define NO_LIMIT 255
+#define GOES_ON events = (events == NO_LIMIT -> NO_LIMIT : events - 1)
+#ifdef NOTHING_EXPIRES
+#define EXPIRES (false)
+#else
+#define EXPIRES (true)
+#endif
+
 /*
  * The clock. Of all copies of a row only the committed one and the drafts of open
  * claims have to grow old: what becomes visible grows old at once if need be.
  */
-proctype Clock()
+proctype Clock(byte events)
 {
 end:
 	do
-	:: atomic { com[0].live -> com[0].live = 0; printf("the lease of key 0 lapses\n") }
-	:: atomic { com[0].st != ABSENT && com[0].st != HELD && !com[0].over -> com[0].over = 1; eff[0] = 0; printf("key 0 expires\n") }
+	:: atomic { events > 0 && com[0].live -> GOES_ON; com[0].live = 0; printf("the lease of key 0 lapses\n") }
+	:: atomic { events > 0 && EXPIRES && com[0].st != ABSENT && com[0].st != HELD && !com[0].over -> GOES_ON; com[0].over = 1; eff[0] = 0; printf("key 0 expires\n") }
 #if KEYS > 1
-	:: atomic { com[1].live -> com[1].live = 0; printf("the lease of key 1 lapses\n") }
-	:: atomic { com[1].st != ABSENT && com[1].st != HELD && !com[1].over -> com[1].over = 1; eff[1] = 0; printf("key 1 expires\n") }
+	:: atomic { events > 0 && com[1].live -> GOES_ON; com[1].live = 0; printf("the lease of key 1 lapses\n") }
+	:: atomic { events > 0 && EXPIRES && com[1].st != ABSENT && com[1].st != HELD && !com[1].over -> GOES_ON; com[1].over = 1; eff[1] = 0; printf("key 1 expires\n") }
 #endif
 #ifdef DRAFTS_AGE
 	:: atomic { T(1, 0).pend == OPEN && T(1, 0).d.st == INPROG && !T(1, 0).leased && !T(1, 0).d.over -> T(1, 0).d.over = 1; printf("the lifetime that session 1 has planned is over\n") }

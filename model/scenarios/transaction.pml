@@ -18,9 +18,9 @@ init
 {
 	atomic {
 		run InTransaction(1, 2, 0, 0);
-		run InTransaction(2, 2, 0, 0);
+		run InTransaction(2, 1, 0, 0);
 		run Cleaner(3, 1);
-		run Clock();
-		run Faults(2)
+		run Clock(NO_LIMIT);
+		run Faults(1)
 	}
 }
