@@ -190,8 +190,8 @@ inline some_state()
 {
 	if
 	:: true
-	:: d_step { com[0].st = FAILED; com[0].tok = 81; hi[0] = 81; seq = 1; seqdur = 1 }
+	:: d_step { com[0].st = FAILED; com[0].tok = 95; hi[0] = 95; seq = 1; seqdur = 1 }
 	:: d_step { com[0].st = FAILED }
-	:: d_step { com[0].st = DONE; com[0].over = 1; com[0].tok = 81; hi[0] = 81; seq = 1; seqdur = 1 }
+	:: d_step { com[0].st = DONE; com[0].over = 1; com[0].tok = 95; hi[0] = 95; seq = 1; seqdur = 1 }
 	fi
 }

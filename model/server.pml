@@ -107,6 +107,7 @@ byte backeff[KEYS];
 byte eff[KEYS];
 byte hi[KEYS];
 byte ext[KEYS];
+byte owner[KEYS];	/* who was given the last claim with a lease */
 
 /* Scratch, good within one step. */
 hidden Row r;
@@ -269,6 +270,14 @@ bit floor_lost;	/* a row was, or a token of it */
 /* What the session s made of key i, over what was there: is that allowed? */
 inline check_change(s)
 {
+	/* Clean-up takes nothing that is live or held in its last version. */
+	CHECK(I12_purge_safety, T(s, i).why != CLEAN || (com[i].over && com[i].st != HELD
+		&& (com[i].st != INPROG || (!com[i].live && !com[i].hold))));
+#ifdef TOKENS
+	/* None is given twice, whatever became of the first. */
+	CHECK(I1_tokens_are_distinct, T(s, i).why != CLAIM || !given[unc[i].tok]);
+	given[unc[i].tok] = 1;
+#endif
 	/* Tokens grow, from one claim to the next and from one life to the next. */
 	CHECK(I1_tokens_grow, unc[i].st == ABSENT || unc[i].tok >= com[i].tok);
 	CHECK(I1_tokens_grow, TOKENS_MAY_FALL || T(s, i).why != CLAIM || !T(s, i).leased || unc[i].tok > hi[i]
@@ -276,14 +285,11 @@ inline check_change(s)
 		|| (unc[i].id != 0 && unc[i].tok == hi[i] && com[i].st == ABSENT)); /* it has vanished under a repeated claim */
 	CHECK(I1_tokens_grow, T(s, i).leased || T(s, i).why == CLEAN || T(s, i).why == FORGET || T(s, i).why == PERSON
 		|| com[i].tok == 0 || unc[i].tok > com[i].tok);
-#ifdef TOKENS
-	/* None is given twice, whatever became of the first. */
-	CHECK(I1_tokens_are_distinct, T(s, i).why != CLAIM || !given[unc[i].tok]);
-	given[unc[i].tok] = 1;
-#endif
 	/* A live lease is its owner's, and a person's who uses force. */
 	CHECK(I2_one_owner, com[i].st != INPROG || !com[i].live || T(s, i).why == PERSON
 		|| unc[i].tok == com[i].tok || (T(s, i).why == END && T(s, i).tok == com[i].tok));
+	/* Who is given the token of a claim again is who was given it. */
+	CHECK(I2_one_owner, T(s, i).why != CLAIM || !T(s, i).leased || unc[i].tok != hi[i] || owner[i] == s);
 	/* Whoever ends a claim by its token is the last who was given one. */
 	CHECK(I3_fencing, T(s, i).why != END || !T(s, i).leased
 		|| T(s, i).tok == com[i].tok || (com[i].st == ABSENT && PUT_IN_ANEW(T(s, i).tok == hi[i])));
@@ -291,9 +297,6 @@ inline check_change(s)
 	CHECK(I6_no_lost_completion, com[i].st != DONE || com[i].over || T(s, i).why == FORGET || T(s, i).why == PERSON
 		|| unc[i].st == DONE);
 	CHECK(I4_one_result, com[i].st != DONE || com[i].over || unc[i].st != DONE || unc[i].by == com[i].by);
-	/* Clean-up takes nothing that is live or held in its last version. */
-	CHECK(I12_purge_safety, T(s, i).why != CLEAN || (com[i].over && com[i].st != HELD
-		&& (com[i].st != INPROG || (!com[i].live && !com[i].hold))));
 	/* What is held is freed by a person alone. */
 	CHECK(held_is_held, T(s, i).why == PERSON || unc[i].st == DONE || unc[i].st == HELD
 		|| !(com[i].st == HELD || (com[i].st == INPROG && com[i].hold && !com[i].live))
@@ -341,6 +344,10 @@ inline become_visible(s, flushed)
 				fi
 			}
 			COPY(com[i], unc[i]);
+			if
+			:: T(s, i).why == CLAIM && T(s, i).leased -> owner[i] = s
+			:: else
+			fi;
 			if
 			:: com[i].tok > hi[i] -> hi[i] = com[i].tok
 			:: else

@@ -69,7 +69,7 @@ proctype World(byte events)
 init
 {
 	atomic {
-		run Claimer(1, 4);
+		run Claimer(1, 3);
 		run World(4)
 	}
 }
