@@ -101,9 +101,9 @@ inline batch_replace(s, k)
 proctype Batch(byte s; byte one; byte two)
 {
 	byte round;
-	byte new;
+	TOKEN new;
 	bit again[2];
-	byte notes[2];	/* tokens of rows that are to be replaced */
+	TOKEN notes[2];	/* tokens of rows that are to be replaced */
 	bit undecided;
 
 	d_step { begin(s, 0) };

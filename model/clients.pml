@@ -7,7 +7,7 @@
 #include "idempotency.pml"
 
 #define LOCALS mtype out = BUSY; mtype err = OK; mtype own = OPEN; mtype verb = COMPLETE; \
-	bit got; bit hit; bit rep; bit lock_taken; byte new
+	bit got; bit hit; bit rep; bit lock_taken; TOKEN new
 #define RESET out = BUSY; err = OK; own = OPEN; verb = COMPLETE; got = 0; hit = 0; rep = 0; lock_taken = 0; new = 0
 
 /* Some ask until they know that the work was done. Whoever ends has "ended". */
@@ -17,7 +17,7 @@
 #define ENDS(s) ended[s] = 1
 #define KNOWS(s, token) known[s] = token
 bit ended[SESSIONS + 1];
-byte known[SESSIONS + 1];
+TOKEN known[SESSIONS + 1];
 #else
 #define TRIED tries--
 #define SATISFIED(s) skip
@@ -90,7 +90,7 @@ proctype InTransaction(byte s; byte tries; bit snapshot; bit fp)
  */
 proctype Leased(byte s; byte tries; byte id; bit may_hold; bit fp)
 {
-	byte token;
+	TOKEN token;
 	bit worked;
 	LOCALS;
 
@@ -186,12 +186,13 @@ proctype Cleaner(byte s; byte passes)
 }
 
 /* The key is new, or has failed, with a token or without, or has expired. */
-inline some_state()
+/* The token is one that the clock, set back since, is behind. */
+inline some_state(token)
 {
 	if
 	:: true
-	:: d_step { com[0].st = FAILED; com[0].tok = 95; hi[0] = 95; seq = 1; seqdur = 1 }
+	:: d_step { com[0].st = FAILED; com[0].tok = token; hi[0] = token; seq = 1; seqdur = 1 }
 	:: d_step { com[0].st = FAILED }
-	:: d_step { com[0].st = DONE; com[0].over = 1; com[0].tok = 95; hi[0] = 95; seq = 1; seqdur = 1 }
+	:: d_step { com[0].st = DONE; com[0].over = 1; com[0].tok = token; hi[0] = token; seq = 1; seqdur = 1 }
 	fi
 }

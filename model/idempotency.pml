@@ -75,7 +75,7 @@ inline lock_wait(s, k)
 inline next_token(floor)
 {
 	seq++;
-	assert(seq <= SEQUENCE_MASK);	/* a bound of the scenario's */
+	CHECK(bound_of_the_sequence, seq <= SEQUENCE_MASK);
 #ifdef NO_SECOND
 	new = LOW_BITS;
 #else
@@ -722,11 +722,7 @@ inline forget_scope(s, k)
 #else
 #define MAY_GO(x) (!x.hold)
 #endif
-#ifdef NO_FINISHED_IN_SQL
-#define FINISHED(x) (x.st != INPROG)
-#else
 #define FINISHED(x) (x.st == DONE || x.st == FAILED)
-#endif
 inline sql_expired(x)
 {
 	hit = (x.st != ABSENT && x.over && (FINISHED(x) || (LAPSED(x) && MAY_GO(x))))

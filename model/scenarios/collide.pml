@@ -16,7 +16,7 @@ proctype Both(byte s)
 	bit mine[2];
 	LOCALS;
 
-	begin(s, 0);
+	d_step { begin(s, 0) };
 	claim(s, 0, 0, 0, 0, 0);
 	atomic { mine[0] = (out == CLAIMED); T(s, 0).weff = mine[0] };
 	claim(s, 1, 0, 0, 0, 0);
@@ -28,13 +28,11 @@ proctype Both(byte s)
 	:: else
 	fi;
 	if
-	:: mine[0] && err == OK -> owner_call(s, 0, 0, 0)
+	:: mine[0] -> owner_call(s, 0, 0, 0)
 	:: else
 	fi;
-	if
-	:: err == OK -> commit(s); d_step { ANSWERED(s) }
-	:: else -> d_step { rollback(s); ANSWERED(s) }
-	fi
+	commit(s);
+	d_step { ANSWERED(s) }
 }
 
 init

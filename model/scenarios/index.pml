@@ -7,13 +7,14 @@
 #define CLIENTS 2
 #define SESSIONS 3
 #define CALLERS_WITHOUT_LOCKS
+#define TOKEN short
 #include "../clients.pml"
 #include "../batch.pml"
 
 init
 {
 	atomic {
-		some_state();
+		some_state(95);
 		run InTransaction(1, 2, 0, 0);
 		run Batch(2, 0, 0);
 		run ForgetScope(3);

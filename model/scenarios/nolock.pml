@@ -13,7 +13,7 @@
 init
 {
 	atomic {
-		some_state();
+		some_state(81);
 		run InTransaction(1, 2, 0, 0);
 		run Leased(2, 2, 0, 0, 0);
 		run Cleaner(3, 1);

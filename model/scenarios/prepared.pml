@@ -38,7 +38,7 @@ proctype Preparing(byte s; byte p)
 {
 	LOCALS;
 
-	begin(s, 0);
+	d_step { begin(s, 0) };
 	claim(s, 0, 0, 0, 0, 0);
 	if
 	:: out == CLAIMED ->

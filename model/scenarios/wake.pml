@@ -19,7 +19,7 @@ proctype Waiter(byte s)
 	bit locked;
 	LOCALS;
 
-	begin(s, 0);
+	d_step { begin(s, 0) };
 	claim(s, 0, 0, 0, 0, 0);
 	do
 	:: out != BUSY -> break
