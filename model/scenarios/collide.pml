@@ -21,6 +21,9 @@ proctype Both(byte s)
 	atomic { mine[0] = (out == CLAIMED); T(s, 0).weff = mine[0] };
 	claim(s, 1, 0, 0, 0, 0);
 	atomic { mine[1] = (out == CLAIMED); T(s, 1).weff = mine[1] };
+	/* Nobody gets a key twice in one transaction. */
+	claim(s, 0, 0, 0, 0, 0);
+	CHECK(I2_one_owner, !mine[0] || out == BUSY);
 	/* Who has got one of them does not lose it by asking for the other. */
 	CHECK(I11_keys_apart, !(mine[0] || mine[1]) || lockof[0] == s);
 	if
