@@ -123,6 +123,32 @@ sub end_prepared
 	return $connection->ok('SELECT count(*) FROM pg_prepared_xacts')->value;
 }
 
+# Somebody comes by, all the while, and ends what clients have prepared and left, once it
+# is two seconds old by the clock that its name is of.
+sub end_left_ones
+{
+	my $pid = fork // die "fork: $!";
+
+	return $pid if $pid;
+	$SIG{$_} = 'DEFAULT' foreach qw(INT TERM);
+	while (1)
+	{
+		sleep 0.5;
+		eval {
+			my $connection = connect_admin(primary(), 1) or return;
+
+			foreach my $row (@{ $connection->ok(q{SELECT gid FROM pg_prepared_xacts WHERE gid LIKE 'torture%'})->rows })
+			{
+				my ($number) = $row->[0] =~ /(\d+)$/;
+
+				next if ($number & 0xff_ffff_ffff_ffff) > now_us() - 2_000_000;
+				$connection->query(($number % 2 ? 'ROLLBACK' : 'COMMIT') . " PREPARED '$row->[0]'");
+			}
+		};
+	}
+	return;
+}
+
 # Everything that was stopped goes on; the servers are up; the standby follows.
 sub calm_down
 {
@@ -300,6 +326,7 @@ while (time < $deadline - 8 && (!$operations || calls() < $operations) && @viola
 	set_shared(block => 0);
 	start_client($_, $round, 'work') foreach 1 .. $clients;
 	start_client(63, $round, 'clean-up') if $wanted{'clean-up'};
+	my $passer_by = end_left_ones();
 	my $seconds = max(5, List::Util::min($length, $deadline - time - 8));
 	run_faults($round, $seconds, $minutes < 5 ? 0.6 : 1.5, sub {
 		look_after_clients(1);
@@ -311,6 +338,8 @@ while (time < $deadline - 8 && (!$operations || calls() < $operations) && @viola
 	set_shared(stop => 1);
 	my $ended = wait_until(sub { look_after_clients(0); return !%clients; });
 
+	kill TERM => $passer_by;
+	waitpid $passer_by, 0;
 	push @violations, "round $round: clients hang" if !$ended;
 	kill KILL => keys %clients if !$ended;
 	push @violations, "round $round: the standby does not follow" if !$synced;

@@ -174,8 +174,11 @@ is_lost(void)
 void
 connect_again(void)
 {
-	for (;;)
+	for (bool first = conn == NULL;; first = false)
 	{
+		/* Nobody runs into a closed door all the time. */
+		if (!first)
+			usleep(20000);
 		if (conn != NULL)
 			PQfinish(conn);
 		conn = PQconnectdb(getenv("TORTURE_CONNINFO"));
@@ -184,7 +187,6 @@ connect_again(void)
 		if (shared->stop > 1 || getppid() == 1)
 			exit(0);
 		me->beat = now_us();
-		usleep(30000);
 	}
 	PQsetNoticeReceiver(conn, on_notice, NULL);
 }

@@ -89,7 +89,7 @@ autovacuum_naptime = 3s
 restart_after_crash = on
 log_min_messages = warning
 log_checkpoints = off
-log_line_prefix = '%m [%p] %e %b '
+log_line_prefix = '%m [%p] %e %u '
 log_parameter_max_length_on_error = 0
 idempotency.cleanup_interval = 1s
 idempotency.cleanup_pause = 0
@@ -115,6 +115,9 @@ sub start_server
 {
 	my ($name) = @_;
 
+	# What a killed server has left, which may still be a process that nobody has
+	# waited for.
+	unlink "$work/$name/data/pg/postmaster.pid", glob(socket_of($name) . '/.s.PGSQL.*') if gone($name);
 	local %ENV = (%ENV, %preloaded, PGCTLTIMEOUT => $patience);
 	return run_command("$bindir/pg_ctl", '-D', "$work/$name/data/pg", '-l', log_of($name), '-s', '-w', 'start');
 }
@@ -188,12 +191,12 @@ sub make_standby
 		remove_tree("$work/$name/data/pg", "$work/$name/wal/pg");
 		return run_command("$bindir/pg_basebackup", '-D', "$work/$name/data/pg", '--waldir', "$work/$name/wal/pg", '-R', '-X', 'stream',
 			'-c', 'fast', '-h', socket_of($of), '-p', 5432, '-U', 'postgres');
-	}) or return 0;
+	}) or die "could not copy server $of\n";
 	write_file("$name/data/pg/postgresql.conf", settings($name));
 	unlink "$work/$name/synchronous";
-	start_server($name) or return 0;
+	ensure_up($name) or die "server $name does not start as a standby\n";
 	synchronous($of, 1);
-	return in_sync($of);
+	return in_sync($of) || die "server $name does not follow\n";
 }
 
 sub synchronous

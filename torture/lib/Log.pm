@@ -24,6 +24,7 @@ my %explained = (
 	'57P03' => 'the server starts, stops or recovers',
 	'25P03' => 'idle_in_transaction_session_timeout',
 	'53100' => 'the disk is full',
+	'53200' => 'too many prepared transactions, while somebody who would end them is stopped',
 	'53300' => 'too many connections while old ones are not gone yet',
 	'55000' => 'release() after a checkpoint, resolve() with nothing to decide, a prepared transaction that is busy',
 	'55006' => 'forget() and redact() of a key in progress',

@@ -22,17 +22,21 @@ our %faults = (
 	},
 	'stop-client' => sub { return stop_for($_[0], 100, 2500, map { a_client($_[0]) // () } 1 .. 3); },
 	'kill-backend' => sub { return kill_one(a_process($_[0], "backend_type = 'client backend' AND usename = 'app'")); },
-	'stop-backend' => sub { return stop_for($_[0], 50, 1500, a_process($_[0], "backend_type = 'client backend' AND usename = 'app'")); },
+	'stop-backend' => sub { return stop_for($_[0], 50, 1500, a_process($_[0], "backend_type = 'client backend' AND usename = 'app'") // ()); },
 	'kill-worker' => sub {
 		# The one that deletes is there for a moment only; the launcher always is.
 		my $cleaner = "backend_type = 'idempotency cleanup'";
 
-		wait_until(sub { a_process($_[0], $cleaner) }, 2);
-		return kill_one(a_process($_[0], $cleaner) // a_process($_[0], "backend_type = 'idempotency launcher'"));
+		my ($draw) = @_;
+		my $pid;
+
+		wait_until(sub { $pid = a_process($draw, $cleaner) }, 2);
+		wait_until(sub { $pid //= a_process($draw, "backend_type = 'idempotency launcher'") }, 8);
+		return kill_one($pid);
 	},
-	'stop-worker' => sub { return stop_for($_[0], 200, 3000, a_process($_[0], "backend_type LIKE 'idempotency %'")); },
+	'stop-worker' => sub { return stop_for($_[0], 200, 3000, a_process($_[0], "backend_type LIKE 'idempotency %'") // ()); },
 	'kill-auxiliary' => sub { return kill_one(a_process($_[0], q{backend_type IN ('checkpointer', 'walwriter', 'background writer')})); },
-	'stop-auxiliary' => sub { return stop_for($_[0], 200, 2000, a_process($_[0], q{backend_type IN ('checkpointer', 'walwriter', 'walsender')})); },
+	'stop-auxiliary' => sub { return stop_for($_[0], 200, 2000, a_process($_[0], q{backend_type IN ('checkpointer', 'walwriter', 'walsender')}) // ()); },
 	'stop-postmaster' => sub { return stop_for($_[0], 200, 2000, postmaster_of(primary()) // ()); });
 
 sub a_client

@@ -62,9 +62,9 @@ sub fail_over
 
 	ensure_up($new);
 	my $dead = with_lock('commits', 0, sub {
-		ensure_up($old) && in_sync($old) or return 0;
+		ensure_up($old) && in_sync($old) or die "server $new does not follow\n";
 		return kill_server($old);
-	}) or return 0;
+	}) or die "server $old cannot be killed\n";
 
 	promote($new) or die "could not promote $new";
 	note_line('promotions', $new);

@@ -36,7 +36,8 @@ our %faults = (
 	'alter-neighbours' => sub {
 		return run_sql('ALTER TABLE effects ADD COLUMN IF NOT EXISTS remark text', 'ALTER TABLE effects DROP COLUMN IF EXISTS remark',
 			'ALTER TABLE neighbours ALTER COLUMN filling TYPE varchar', 'ALTER TABLE neighbours ALTER COLUMN filling TYPE text',
-			'CREATE TABLE passing_by (id int)', 'DROP TABLE passing_by', 'TRUNCATE neighbours', 'CREATE DATABASE aside', 'DROP DATABASE aside');
+			'DROP TABLE IF EXISTS passing_by', 'CREATE TABLE passing_by (id int)', 'TRUNCATE neighbours', 'DROP DATABASE IF EXISTS aside',
+			'CREATE DATABASE aside', 'DROP DATABASE aside');
 	},
 	'vacuum' => sub { return run_sql($_[0]->pick("VACUUM (FREEZE) $keys", "VACUUM (ANALYZE, INDEX_CLEANUP ON) $keys", 'VACUUM', 'ANALYZE')); },
 	'checkpoint' => sub { return run_sql('CHECKPOINT'); },
