@@ -23,9 +23,10 @@ use POSIX ();
 use Shared;
 use Time::HiRes qw(sleep time);
 
-my ($minutes, $seed, $operations, $only, $without, $clients) = (2, undef, 0, '', '', 16);
+my ($minutes, $seed, $operations, $only, $without, $clients) = (undef, undef, 0, '', '', 16);
 
 GetOptions('minutes=f' => \$minutes, 'seed=i' => \$seed, 'operations=i' => \$operations, 'only=s' => \$only, 'without=s' => \$without, 'clients=i' => \$clients) or exit 2;
+$minutes //= $operations ? 600 : 2;
 $seed //= unpack('L', Digest::SHA::sha256(join ' ', $$, time, {})) % 1_000_000_000;
 $| = 1;
 
@@ -252,15 +253,16 @@ sub judge_round
 
 # To the edge of 2^31, or of 2^32: a transaction number is 2^31 away from one that is as
 # old as can be, so it takes two steps, with everything frozen in between.
+my $wraps = 0;
+
 sub wrap_around
 {
-	my ($number) = @_;
-	my $edge = $number % 2 ? 4_294_967_296 : 2_147_483_648;
+	my $edge = $wraps++ % 2 ? 4_294_967_296 : 2_147_483_648;
 	my $name = primary();
 	my $directory = "$work/$name/data/pg";
 
 	stop_server(standby(), 'fast');
-	write_file("$name/synchronous", '');
+	Cluster::synchronous($name, 0);
 	foreach my $target ($edge - 1_000_000_000, $edge - 2000)
 	{
 		my $segment = sprintf '%s/pg_xact/%04X', $directory, $target / 1048576;
@@ -365,7 +367,7 @@ while (time < $deadline - 8 && (!$operations || calls() < $operations) && @viola
 	printf "round %d: %d operations in %.0f s, %d keys, judged in %.0f s; %d s in all\n", $round, calls() - $before, $faults_over - $started, $numbers[-1], time - $faults_over, time - $began;
 	if ($wanted{wraparound} && time < $deadline - 15 && ($round <= 2 || $round % 6 == 0))
 	{
-		wrap_around($round) or push @violations, "round $round: could not go to the edge of an epoch";
+		wrap_around() or push @violations, "round $round: could not go to the edge of an epoch";
 		note_line('faults', "$round wraparound 0 0 done");
 	}
 }

@@ -30,15 +30,15 @@ typedef struct Slot
 {
 	volatile int64_t pid;
 	volatile int64_t round;
-	volatile int64_t k;		/* the operation that is under way */
+	volatile int64_t k;     /* the operation that is under way */
 	volatile int64_t calls; /* answered so far, in all rounds */
-	volatile int64_t beat;	/* when the last answer came */
+	volatile int64_t beat;  /* when the last answer came */
 	int64_t unused[3];
 } Slot;
 
 typedef struct Ledger
 {
-	volatile int64_t done;	  /* execution whose completion was acknowledged; lasting keys */
+	volatile int64_t done;    /* execution whose completion was acknowledged; lasting keys */
 	volatile int64_t outside; /* largest token that the outside party has seen */
 	volatile int64_t effect;  /* digest of the key that was handed to it */
 	volatile int64_t charged; /* execution that it did */
@@ -78,7 +78,7 @@ typedef struct Extra
 {
 	int64_t token;
 	int64_t server; /* the server's clock, after the call, in microseconds */
-	int64_t until;	/* the end of the lease */
+	int64_t until;  /* the end of the lease */
 	int64_t execution;
 	const char *flags;
 } Extra;

@@ -26,8 +26,8 @@
 
 enum
 {
-	KEPT = 6,	 /* from here on to LONG no release, so that a row never goes */
-	LONG = 7,	 /* leases of six hours, which no clock of the torture outlives */
+	KEPT = 6,    /* from here on to LONG no release, so that a row never goes */
+	LONG = 7,    /* leases of six hours, which no clock of the torture outlives */
 	PASSING = 8, /* and 9 */
 	ONCE = 10,
 	BATCH = 11,
@@ -185,20 +185,19 @@ milliseconds(char *to, int64_t ms)
 typedef struct Claim
 {
 	int64_t n;
-	int64_t lease;	/* ms */
-	int64_t wait;	/* ms */
+	int64_t lease;  /* ms */
+	int64_t wait;   /* ms */
 	const char *id; /* claim_id */
 	bool hold;
 	bool wrong; /* for another request */
-	bool own;	/* this transaction has claimed it before */
+	bool own;   /* this transaction has claimed it before */
 	int64_t token;
 } Claim;
 
-#define CLAIM_SQL                                                                                                     \
-	"SELECT c.outcome, c.token, c.response_status, c.response_headers, c.response_body, c.response_bytes, "           \
-	MARK_US("c.locked_until") ", " NOW ", c.taken_over, c.attempt"                                                     \
-	" FROM idempotency.claim($1, $2, $3, request => $4::jsonb, ttl => $5::interval, lease => $6::interval,"           \
-	" wait => $7::interval, claim_id => $8::uuid, hold_if_abandoned => $9::boolean) AS c"
+#define CLAIM_SQL                                                                                                                                                                                                                             \
+	"SELECT c.outcome, c.token, c.response_status, c.response_headers, c.response_body, c.response_bytes, " MARK_US("c.locked_until") ", " NOW ", c.taken_over, c.attempt"                                                                    \
+																																	  " FROM idempotency.claim($1, $2, $3, request => $4::jsonb, ttl => $5::interval, lease => $6::interval," \
+																																	  " wait => $7::interval, claim_id => $8::uuid, hold_if_abandoned => $9::boolean) AS c"
 
 static char claim_request[40], claim_ttl[40], claim_lease[40], claim_wait[40];
 
@@ -256,7 +255,9 @@ claim_key(Claim *claim)
 	extra.until = number(6);
 	extra.server = number(7);
 	extra.execution = execution;
-	extra.flags = claim->own ? "own" : claim->wrong ? "wrong" : claim->id ? "id" : "-";
+	extra.flags = claim->own ? "own" : claim->wrong ? "wrong"
+		: claim->id                                 ? "id"
+													: "-";
 	note_call("claim", n, &extra);
 	return strcmp(outcome, "claimed") == 0;
 }
@@ -283,7 +284,7 @@ complete_key(int64_t n, int64_t execution, int64_t token, bool refuse_repeat)
 	note_intention("complete", n, token);
 	me->calls++;
 	ask("SELECT " MARK_US("x") ", " NOW " FROM idempotency.complete($1, $2, $3, $4::int, $5, $6::jsonb, $7::bytea,"
-		" token => $8::bigint, refuse_repeat => $9::boolean) AS x",
+							   " token => $8::bigint, refuse_repeat => $9::boolean) AS x",
 		9, values);
 	extra.server = code[0] ? 0 : number(1);
 	note_call("complete", n, &extra);
@@ -298,15 +299,17 @@ owner_call(const char *kind, int64_t n, int64_t token)
 	char text_token[24];
 	const char *values[4];
 	Extra extra = {.token = token};
-	const char *more = strcmp(kind, "fail") == 0	   ? ", error => 'came to nothing'"
-		: strcmp(kind, "hold") == 0					   ? ", reason => 'nobody knows'"
-		: strcmp(kind, "checkpoint") == 0			   ? ", 'step-1', '{\"at\": 1}'"
-													   : "";
+	const char *more = strcmp(kind, "fail") == 0 ? ", error => 'came to nothing'"
+		: strcmp(kind, "hold") == 0              ? ", reason => 'nobody knows'"
+		: strcmp(kind, "checkpoint") == 0        ? ", 'step-1', '{\"at\": 1}'"
+												 : "";
 	bool times = strcmp(kind, "extend") == 0 || strcmp(kind, "checkpoint") == 0;
 
 	name_key(n);
 	snprintf(sql, sizeof(sql), "SELECT %s, " NOW " FROM idempotency.%s($1, $2, $3%s, token => $4::bigint) AS x",
-			 times ? MARK_US("x") : strcmp(kind, "hold") == 0 ? "x" : "0", kind, more);
+			 times ? MARK_US("x") : strcmp(kind, "hold") == 0 ? "x"
+															  : "0",
+			 kind, more);
 	sprintf(text_token, "%lld", (long long) token);
 	values[0] = scope;
 	values[1] = operation;
@@ -833,7 +836,7 @@ claim_abandoned(int64_t n)
 	note_intention("claim_abandoned", n, 0);
 	if (!call("claim_abandoned", n,
 			  "SELECT key, token, " MARK_US("locked_until") ", " NOW
-			  " FROM idempotency.claim_abandoned($1, lease => '200 ms', max_rows => 3)",
+															" FROM idempotency.claim_abandoned($1, lease => '200 ms', max_rows => 3)",
 			  1, values))
 		return;
 	count = PQntuples(result);

@@ -91,7 +91,9 @@ note_call(const char *kind, int64_t key, const Extra *extra)
 		extra = &nothing;
 	snprintf(line, sizeof(line), "C %lld %s %lld %lld %lld %s %s %lld %lld %lld %lld %s\n",
 			 (long long) (tx.open ? tx.number : 0), kind, (long long) key, (long long) sent_at,
-			 (long long) answered_at, code[0] ? code : !tx.open && tx.unsure ? "unsure" : "ok", outcome[0] ? outcome : "-",
+			 (long long) answered_at, code[0] ? code : !tx.open && tx.unsure ? "unsure"
+																			 : "ok",
+			 outcome[0] ? outcome : "-",
 			 (long long) extra->token, (long long) extra->server, (long long) extra->until,
 			 (long long) extra->execution, extra->flags ? extra->flags : "-");
 	add(line);
@@ -210,7 +212,7 @@ ask(const char *sql, int nvalues, const char *const *values)
 	if (!tx.open)
 		tx.unsure = false;
 	read_answer(nvalues < 0 ? PQexec(conn, sql)
-				: PQexecParams(conn, sql, nvalues, NULL, values, NULL, NULL, 0));
+							: PQexecParams(conn, sql, nvalues, NULL, values, NULL, NULL, 0));
 	return code[0] == '\0';
 }
 
@@ -317,7 +319,8 @@ commit(void)
 	/* A transaction that has failed answers ROLLBACK. */
 	if (done && strcmp(PQcmdStatus(result), "COMMIT") != 0)
 		strcpy(code, "rolled"), done = false;
-	note_end(done ? (tx.unsure ? "unknown" : "committed") : is_lost() ? "unknown" : "aborted");
+	note_end(done ? (tx.unsure ? "unknown" : "committed") : is_lost() ? "unknown"
+																	  : "aborted");
 	if (is_lost())
 		connect_again();
 	return done;
@@ -375,7 +378,8 @@ prepare_transaction(bool *unknown)
 	snprintf(sql, sizeof(sql), "%s PREPARED '%s'", keep ? "COMMIT" : "ROLLBACK", gid);
 	done = ask(sql, -1, NULL);
 	*unknown = !done || (keep && tx.unsure);
-	note_end(*unknown ? "unknown" : keep ? "committed" : "aborted");
+	note_end(*unknown ? "unknown" : keep ? "committed"
+										 : "aborted");
 	if (is_lost())
 		connect_again();
 	return done && keep && !*unknown;
