@@ -142,7 +142,7 @@ sub end_left_ones
 			{
 				my ($number) = $row->[0] =~ /(\d+)$/;
 
-				next if ($number & 0xff_ffff_ffff_ffff) > now_us() - 2_000_000;
+				next if ($number & (1 << 56) - 1) > now_us() - 2_000_000;
 				$connection->query(($number % 2 ? 'ROLLBACK' : 'COMMIT') . " PREPARED '$row->[0]'");
 			}
 		};
@@ -181,7 +181,7 @@ sub digest_of_keys
 	my ($before) = @_;
 
 	return join ' ', @{ connect_admin(primary())->ok(q{
-		SELECT count(*), sum(hashtextextended(concat_ws('|', key, status, response_status, response_headers, response_body, response_bytes), 0))
+		SELECT count(*), coalesce(sum(hashtextextended(concat_ws('|', key, status, response_status, response_headers, response_body, response_bytes), 0)), 0)
 		FROM idempotency.idempotency_keys WHERE operation = ANY('} . '{' . join(',', @lasting) . '}' . qq{') AND substring(key FROM '\\d+\$')::bigint < $before})->rows->[0] };
 }
 

@@ -368,7 +368,7 @@ some_limit(void)
 static void
 in_one_transaction(int64_t n)
 {
-	Claim claim = {.n = n, .wait = chance(25) ? 1 + (int64_t) draw(60) : 0, .wrong = chance(6)};
+	Claim claim = {.n = n, .wait = chance(25) ? 1 + (int64_t) draw(60) : 0, .wrong = chance(6) && kind_of(n) != ONCE && kind_of(n) != BATCH};
 	bool savepoint = chance(20);
 	bool completed = false;
 	bool open = false;
