@@ -303,10 +303,7 @@ init_primary('a');
 {
 	my $connection = connect_admin('a');
 
-	$connection->ok('CREATE EXTENSION idempotency');
-	# Another library than the installed one, for torture/bites.
-	$connection->ok("UPDATE pg_proc SET probin = 'idempotency' WHERE pronamespace = 'idempotency'::regnamespace AND probin IS NOT NULL") if $ENV{TORTURE_LIBRARY};
-	$connection->ok($_) foreach 'CREATE EXTENSION amcheck', 'CREATE ROLE app LOGIN',
+	$connection->ok($_) foreach 'CREATE EXTENSION idempotency', 'CREATE EXTENSION amcheck', 'CREATE ROLE app LOGIN',
 	  q{SELECT idempotency.grant_usage('app'), idempotency.grant_operator('app')},
 	  'CREATE TABLE effects (key bigint, execution bigint)', 'CREATE TABLE neighbours (id serial PRIMARY KEY, filling text)',
 	  'GRANT ALL ON effects TO app',

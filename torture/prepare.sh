@@ -104,7 +104,7 @@ run_torture()
 	local status=0
 
 	as_server env "PERL5LIB=$work/tree/torture/lib:$work/tree/t/lib" "PG_CONFIG=$pg_config" "TORTURE_BINDIR=$bindir" \
-		"TORTURE_WORK=$work" "TORTURE_PGBOUNCER=$pgbouncer" "TORTURE_SKIPPED=$skipped" "TORTURE_LIBRARY=${LIBRARY:-}" \
+		"TORTURE_WORK=$work" "TORTURE_PGBOUNCER=$pgbouncer" "TORTURE_SKIPPED=$skipped" \
 		perl "$work/tree/torture/main.pl" "$@" </dev/null &
 	child=$!
 	wait "$child" || status=$?

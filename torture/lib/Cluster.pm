@@ -77,7 +77,6 @@ max_prepared_transactions = 60
 max_worker_processes = 12
 shared_buffers = 64MB
 shared_preload_libraries = 'idempotency'
-${\ ($ENV{TORTURE_LIBRARY} ? "dynamic_library_path = '$ENV{TORTURE_LIBRARY}:\$libdir'" : '')}
 fsync = on
 max_wal_size = 48MB
 min_wal_size = 4MB
