@@ -31,6 +31,7 @@ static int64_t answered_at;
 static struct
 {
 	bool open;
+	bool failed; /* so its keys are free, or may be */
 	bool unsure; /* a wait for the standby was cancelled */
 	int64_t number;
 	int64_t last_ok; /* when the last statement was sent that was answered well */
@@ -152,7 +153,8 @@ read_answer(PGresult *answer)
 		case PGRES_COMMAND_OK:
 		case PGRES_TUPLES_OK:
 			code[0] = '\0';
-			tx.last_ok = sent_at;
+			if (!tx.failed)
+				tx.last_ok = sent_at;
 			break;
 		default:
 		{
@@ -163,6 +165,7 @@ read_answer(PGresult *answer)
 			/* What the pooler says of a server that it has lost. */
 			if (sqlstate && (strncmp(sqlstate, "08", 2) == 0 || strncmp(sqlstate, "57P0", 4) == 0))
 				strcpy(code, "lost");
+			tx.failed = true;
 		}
 	}
 }
@@ -283,7 +286,7 @@ begin_transaction(const char *level)
 		return false;
 	}
 	tx.open = true;
-	tx.unsure = false;
+	tx.unsure = tx.failed = false;
 	/* Of no other transaction of the run, whatever process it was. */
 	tx.number = (int64_t) client << 56 | now_us();
 	if (tx.number <= last)

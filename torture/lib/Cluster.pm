@@ -118,8 +118,13 @@ sub start_server
 	# What a killed server has left, which may still be a process that nobody has
 	# waited for.
 	unlink "$work/$name/data/pg/postmaster.pid", glob(socket_of($name) . '/.s.PGSQL.*') if gone($name);
-	local %ENV = (%ENV, %preloaded, PGCTLTIMEOUT => $patience);
-	return run_command("$bindir/pg_ctl", '-D', "$work/$name/data/pg", '-l', log_of($name), '-s', '-w', 'start');
+	{
+		local %ENV = (%ENV, %preloaded);
+
+		# pg_ctl waits by comparing wall clocks, which jump.
+		run_command("$bindir/pg_ctl", '-D', "$work/$name/data/pg", '-l', log_of($name), '-s', '-W', 'start');
+	}
+	return wait_until(sub { connect_admin($name, 1) || gone($name); }) && !gone($name);
 }
 
 # A server that has come to its own end, such as one that could not recover because

@@ -16,7 +16,7 @@ our %faults = (
 		my ($draw) = @_;
 		my $connection = connect_admin(primary(), 1) or return 0;
 
-		$connection->query('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM idempotency.idempotency_keys');
+		$connection->query('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class');
 		sleep $draw->between(1000, 6000) / 1000;
 		return !$connection->lost && $connection->query('COMMIT')->code eq '';
 	},

@@ -18,7 +18,7 @@ my @indexes = map { "idempotency.idempotency_keys_$_" } qw(pkey expires_at_idx u
 our %faults = (
 	'reindex' => sub {
 		my ($draw) = @_;
-		my $done = run_sql($draw->pick(map { "REINDEX INDEX CONCURRENTLY $_" } @indexes, $indexes[0]));
+		my $done = eval { run_sql($draw->pick(map { "REINDEX INDEX CONCURRENTLY $_" } @indexes, $indexes[0])) };
 
 		# What one that was cut short has left behind.
 		run_sql(map { "DROP INDEX IF EXISTS idempotency.$_" } split ' ',
@@ -48,7 +48,7 @@ sub run_sql
 {
 	my (@statements) = @_;
 	my $connection = connect_admin(primary(), 1) or return 0;
-	my $good = 1;
+	my $why = '';
 
 	$connection->query("SET $_") foreach "lock_timeout = '2 s'", "statement_timeout = '8 s'";
 	foreach my $sql (@statements)
@@ -56,9 +56,10 @@ sub run_sql
 		return 0 if $connection->lost;
 		my $result = eval { $connection->query($sql) } or return 0;
 
-		$good = 0 if $result->code ne '';
+		$why = $result->code if $result->code ne '';
 	}
-	return $good;
+	die "$why\n" if $why ne '';
+	return 1;
 }
 
 sub value_of
