@@ -124,7 +124,8 @@ sub start_server
 		# pg_ctl waits by comparing wall clocks, which jump.
 		run_command("$bindir/pg_ctl", '-D', "$work/$name/data/pg", '-l', log_of($name), '-s', '-W', 'start');
 	}
-	return wait_until(sub { connect_admin($name, 1) || gone($name); }) && !gone($name);
+	wait_until(sub { !gone($name) }, 10);
+	return wait_until(sub { connect_admin($name, 1) || gone($name) }) && !gone($name);
 }
 
 # A server that has come to its own end, such as one that could not recover because
