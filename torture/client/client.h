@@ -95,6 +95,7 @@ extern void note_intention(const char *kind, int64_t key, int64_t token);
 extern void start_and_vanish(const char *sql, int nvalues, const char *const *values);
 extern bool begin_transaction(const char *level);
 extern bool in_transaction(void);
+extern bool sees_the_present(void);
 extern bool commit(void);
 extern void roll_back(void);
 extern bool prepare_transaction(bool *unknown);

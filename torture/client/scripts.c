@@ -162,6 +162,17 @@ check_done(int64_t n, int64_t done, const char *answer, int64_t execution)
 		violation(n, "I5: two responses of one request");
 }
 
+/*
+ * Who has looked after the lock was granted meets nobody any more, unless it is somebody
+ * who takes no locks: a batch, or clean-up of what has expired.
+ */
+static void
+check_race(int64_t n)
+{
+	if (strcmp(code, "40001") == 0 && sees_the_present() && lasts(n) && kind_of(n) != BATCH)
+		violation(n, "I2: two met at the row, and one of them had its lock");
+}
+
 static void
 acknowledged(int64_t n, int64_t execution)
 {
@@ -237,7 +248,10 @@ claim_key(Claim *claim)
 	if (claim->lease > 0)
 		note_intention("claim", n, 0);
 	if (!call("claim", n, CLAIM_SQL, 9, claim_values(claim)))
+	{
+		check_race(n);
 		return false;
+	}
 	snprintf(outcome, sizeof(outcome), "%s", value(0));
 	if (strcmp(outcome, "replay") == 0)
 	{
@@ -288,6 +302,7 @@ complete_key(int64_t n, int64_t execution, int64_t token, bool refuse_repeat)
 		9, values);
 	extra.server = code[0] ? 0 : number(1);
 	note_call("complete", n, &extra);
+	check_race(n);
 	return code[0] == '\0';
 }
 

@@ -31,8 +31,9 @@ static int64_t answered_at;
 static struct
 {
 	bool open;
-	bool failed; /* so its keys are free, or may be */
-	bool unsure; /* a wait for the standby was cancelled */
+	bool serialized; /* above READ COMMITTED */
+	bool failed;     /* so its keys are free, or may be */
+	bool unsure;     /* a wait for the standby was cancelled */
 	int64_t number;
 	int64_t last_ok; /* when the last statement was sent that was answered well */
 	size_t length;
@@ -272,6 +273,13 @@ in_transaction(void)
 	return tx.open;
 }
 
+/* Whether what is seen is as it is now, not as it was when the transaction began. */
+bool
+sees_the_present(void)
+{
+	return !tx.open || !tx.serialized;
+}
+
 bool
 begin_transaction(const char *level)
 {
@@ -287,6 +295,7 @@ begin_transaction(const char *level)
 	}
 	tx.open = true;
 	tx.unsure = tx.failed = false;
+	tx.serialized = strcmp(level, "READ COMMITTED") != 0;
 	/* Of no other transaction of the run, whatever process it was. */
 	tx.number = (int64_t) client << 56 | now_us();
 	if (tx.number <= last)
