@@ -426,7 +426,7 @@ in_one_transaction(int64_t n)
 			}
 			if (dice < 20 && code[0] == '\0')
 				owner_call("checkpoint", n, 0);
-			if (dice < 24)
+			if (dice < 24 || kind_of(n) == BATCH)
 				usleep(draw(20000));
 			execution = new_execution(false);
 			completed = code[0] == '\0' && book(n, execution) && complete_key(n, execution, 0, false);
