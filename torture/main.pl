@@ -431,5 +431,5 @@ promise($calls > 100, 'there was work');
 
 foreach my $name (standby(), primary()) { stop_server($name, 'immediate'); }
 stop_pooler();
-print "$passed passed, $failed failed\n";
+print "torture: $passed passed, $failed failed\n$passed passed, $failed failed\n";
 exit($failed ? 1 : 0);
