@@ -270,13 +270,14 @@ bit floor_lost;	/* a row was, or a token of it */
 #endif
 
 /*
- * A late completion whose row has vanished is put in anew. That nobody has had the key
- * meanwhile is true of those who take locks; see "A finding" in README.md for the others.
+ * A late completion whose row has vanished is put in anew. Where all take locks, nobody
+ * has had the key meanwhile. Where some do not, that is not so, and is excused here; see
+ * "A finding" in README.md.
  */
-#ifdef NO_EXCUSE
-#define PUT_IN_ANEW(holds) (holds)
-#else
+#if defined(CALLERS_WITHOUT_LOCKS) && !defined(NO_EXCUSE)
 #define PUT_IN_ANEW(holds) (true)
+#else
+#define PUT_IN_ANEW(holds) (holds)
 #endif
 
 /* What the session s made of key i, over what was there: is that allowed? */
