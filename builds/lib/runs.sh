@@ -1,0 +1,216 @@
+# shellcheck shell=bash
+#
+# runs.sh - running tests of the suite on a build that looks closer
+#
+# Sourced after scripts/common.sh by a builds/*/run. Counts the tests and the reports of
+# whoever looks closer: none may come. With BITE=yes a fault is put into a copy of the
+# library instead, and has to be reported.
+# shellcheck disable=SC2034,SC2154,SC2317  # variables of common.sh and server.sh; "clean_up" is called by a trap
+
+passed=0
+failed=0
+failures=()
+faults=()
+child=
+
+# A folder of its own, and the promise to leave nothing behind.
+begin()
+{
+	forget_pg_environment
+	umask 022
+	part=$1
+	work=$(mktemp -d "/tmp/builds-$1.XXXXXX")
+	chmod 755 "$work"
+	mkdir "$work/reports" "$work/logs"
+	chmod 1777 "$work/reports"
+	cache=${CACHE:-$work/cache}
+	tree=$root
+	trap clean_up EXIT
+	trap 'exit 130' INT TERM
+}
+
+clean_up()
+{
+	trap '' INT TERM
+	if [ -n "$child" ]; then
+		kill "$child" 2>/dev/null || true
+		wait "$child" || true
+	fi
+	rm -rf "$work"
+}
+
+skip()
+{
+	say "skipped: $*"
+	exit 77
+}
+
+ok()
+{
+	printf 'ok      %s\n' "$1"
+	passed=$((passed + ${2:-1}))
+}
+
+fail()
+{
+	printf 'FAILED  %s\n' "$1"
+	failures+=("$1")
+	failed=$((failed + ${2:-1}))
+}
+
+# ---- tests -------------------------------------------------------------------
+
+# Settings for the servers of the tests that follow, one a line, beside those that this
+# version of PostgreSQL needs in order to look closer.
+settings()
+{
+	{
+		tree_settings
+		[ $# -eq 0 ] || printf '%s\n' "$@"
+	} >"$work/settings"
+}
+
+# What was macros before.
+tree_settings()
+{
+	[ "$pg_major" -lt 18 ] ||
+		printf '%s = on\n' debug_copy_parse_plan_trees debug_write_read_parse_plan_trees debug_raw_expression_coverage_test
+}
+
+# The name of the setting that makes everything run in parallel workers that can.
+parallel_setting()
+{
+	if [ "$pg_major" -lt 16 ]; then
+		echo force_parallel_mode
+	else
+		echo debug_parallel_query
+	fi
+}
+
+# suite regress|isolation|tap [NAME...]: as scripts/test runs it, from $tree. Leaves what it
+# printed in $work/test.out, and returns how it ended.
+suite()
+{
+	local status=0
+
+	rm -rf "$work/logs"
+	mkdir "$work/logs"
+	env PG_CONFIG="$pg_config" TEMP_CONFIG="$work/settings" KEEP_LOG="$work/logs" \
+		"$tree/scripts/test" "$1" "${*:2}" >"$work/test.out" 2>&1 </dev/null &
+	child=$!
+	wait "$child" || status=$?
+	child=
+	return "$status"
+}
+
+# tests TITLE regress|isolation|tap [NAME...]
+tests()
+{
+	local title=$1 kind=$2 status=0 good=0 wrong=0 started=$SECONDS
+
+	shift
+	suite "$@" || status=$?
+	read -r good wrong < <(sed -nE "s/^$kind: ([0-9]+) passed, ([0-9]+) failed\$/\1 \2/p" "$work/test.out") || true
+	[ "$good" -eq 0 ] || ok "$title: $good passed, in $((SECONDS - started)) s" "$good"
+	[ "$wrong" -eq 0 ] || fail "$title: $(sed -nE 's/^failed: //p' "$work/test.out" | paste -sd ' ')" "$wrong"
+	if [ "$status" -ne 0 ] || [ "$good" -eq 0 ]; then
+		[ "$wrong" -gt 0 ] || fail "$title: scripts/test itself"
+		tail -n "${LINES_SHOWN:-60}" "$work/test.out"
+	fi
+	look_into_logs "$title"
+}
+
+# What the server says where it found something wrong, and only then.
+trouble='TRAP: |PANIC: |detected write past chunk|problem in (alloc|slab|generation)|bad (chunk|header|size)'
+trouble+='|(reference|refcount) leak|resource was not closed|terminated by signal (4|6|7|8|11):'
+
+look_into_logs()
+{
+	grep -rhE "$trouble" "$work/logs" >"$work/trouble" || return 0
+	fail "$1: the server's log says so $(wc -l <"$work/trouble") times"
+	head -n 20 "$work/trouble"
+}
+
+# ---- a server that somebody watches ------------------------------------------
+
+# watched_server: a copy of the server, whose program "postgres" is the shell script that
+# is read from standard input; $real stands there for the program itself. Sets pg_config.
+watched_server()
+{
+	local prefix=${pg_config%/bin/pg_config}
+
+	cp -a "$prefix" "$work/server"
+	pg_config=$work/server/bin/pg_config
+	mv "$work/server/bin/postgres" "$work/server/bin/postgres.real"
+	{
+		printf '#!/bin/bash\nreal=%q\nreports=%q\n' "$work/server/bin/postgres.real" "$work/reports"
+		cat
+	} >"$work/server/bin/postgres"
+	chmod 755 "$work/server/bin/postgres"
+}
+
+# reports TITLE PATTERN: how many there were since the last time; 0 is what has to be.
+reports()
+{
+	local title=$1 pattern=$2 number
+
+	number=$(grep -rhE "$pattern" "$work/reports" | wc -l)
+	if [ "$number" -eq 0 ]; then
+		ok "$title: 0 reports"
+	else
+		fail "$title: $number reports"
+		find "$work/reports" -type f -size +0 -exec cat {} + | head -n 80
+	fi
+	rm -rf "$work/reports"/*
+}
+
+# ---- faults ------------------------------------------------------------------
+
+# bite FAULT PATTERN [NAME...]: the fault of that name in faults.c, in a copy of the
+# library, at the beginning of whatever has an identity. Running the regression tests of
+# these names, hold where none is given, has to bring a report that matches.
+bite()
+{
+	local fault=$1 pattern=$2 seen
+	local names=("${@:3}")
+
+	if [ ! -e "$work/bitten" ]; then
+		copy_tree "$work/bitten"
+		cp "$here/../lib/faults.c" "$work/bitten/src/"
+		sed -i '/^idem_identity_argument(/{n;s/^{/{\n\textern void idem_fault(void);\n\n\tidem_fault();/}' "$work/bitten/src/arguments.c"
+		grep -q 'idem_fault();' "$work/bitten/src/arguments.c" || die "found no place for a fault in src/arguments.c"
+	fi
+	tree=$work/bitten
+	rm -rf "$work/reports"/*
+	EXTRA_CPPFLAGS="${EXTRA_CPPFLAGS:-} -DFAULT_$fault" suite regress "${names[@]:-hold}" || true
+	tree=$root
+	grep -q '^ok      make install$' "$work/test.out" || {
+		tail -n 30 "$work/test.out"
+		die "the copy with fault $fault was not built"
+	}
+	seen=$(grep -rhoE "$pattern" "$work/reports" "$work/logs" "$work/test.out" | head -n 1)
+	faults+=("$(printf '%-26s%s' "$fault" "${seen:-NOBODY}")")
+	if [ -n "$seen" ]; then
+		ok "fault $fault is noticed"
+	else
+		fail "fault $fault is noticed"
+	fi
+	rm -rf "$work/reports"/*
+}
+
+# ---- the end -----------------------------------------------------------------
+
+finish()
+{
+	echo
+	if [ ${#faults[@]} -gt 0 ]; then
+		printf '%-26s%s\n' fault 'noticed by'
+		printf '%s\n' "${faults[@]}"
+		echo
+	fi
+	[ ${#failures[@]} -eq 0 ] || printf 'failed: %s\n' "${failures[@]}"
+	say "$part: $passed passed, $failed failed"
+	say "$passed passed, $failed failed"
+	[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
+	exit
+}
