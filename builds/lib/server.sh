@@ -49,7 +49,7 @@ use_closer_server()
 # folder of ours, so that the machine stays as it is.
 fetch_source()
 {
-	local to=$1 apt=$work/apt list options
+	local to=$1 apt=$work/apt list options version
 
 	say "Fetching the sources of PostgreSQL $pg_major"
 	install_packages dpkg-dev patch xz-utils bzip2
@@ -65,11 +65,16 @@ fetch_source()
 		-o "Dir::Cache=$apt/cache" -o APT::Sandbox::User= -o Acquire::Languages=none)
 	# A source of packages that has no sources is no reason to stop.
 	apt-get "${options[@]}" update >"$work/apt.log" 2>&1 || true
-	if ! (cd "$apt" && apt-get "${options[@]}" --download-only source "postgresql-$pg_major") >>"$work/apt.log" 2>&1; then
+	# The newest that can be had: a mirror may list what it does not keep.
+	apt-cache "${options[@]}" showsrc --only-source "postgresql-$pg_major" | sed -nE 's/^Version: //p' | sort -rVu >"$apt/versions"
+	while read -r version; do
+		(cd "$apt" && apt-get "${options[@]}" --download-only source "postgresql-$pg_major=$version") >>"$work/apt.log" 2>&1 && break
+	done <"$apt/versions"
+	if [ -z "${version:-}" ]; then
 		tail -n 5 "$work/apt.log"
 		skip "the distribution offers no sources of PostgreSQL $pg_major"
 	fi
-	dpkg-source --no-check -x "$apt"/postgresql-*.dsc "$to" >>"$work/apt.log" 2>&1 || {
+	dpkg-source --no-check -x "$apt/postgresql-${pg_major}_${version#*:}.dsc" "$to" >>"$work/apt.log" 2>&1 || {
 		tail -n 20 "$work/apt.log"
 		die "could not unpack the sources"
 	}
