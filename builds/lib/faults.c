@@ -2,11 +2,11 @@
  *
  * faults.c
  *	  Faults that a build that looks closer has to notice. Not part of the
- *	  extension: builds/lib/runs.sh puts this file and a call of idem_fault()
- *	  into a copy of the sources, with one of the faults.
+ *	  extension: builds/lib/bite.sh puts this file and a call of idem_fault()
+ *	  into a copy of the sources.
  *
  * The compiler would see some of them, or do away with them; so they go by
- * variables that it cannot know.
+ * variables that it cannot know. Which fault there is says the setting fault.name.
  *
  *-------------------------------------------------------------------------
  */
@@ -18,8 +18,9 @@
 #include "catalog/pg_am.h"
 #include "catalog/pg_proc.h"
 #include "storage/bufmgr.h"
-#include "utils/lsyscache.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
 
@@ -29,49 +30,39 @@ extern void idem_fault(void);
 volatile int idem_fault_ten = 10;
 volatile int idem_fault_sink;
 
-pg_attribute_unused() static char *volatile idem_fault_memory;
+static char *volatile idem_fault_memory;
 
-#if defined(FAULT_failed_assertion)
-
-void
-idem_fault(void)
+static void
+failed_assertion(void)
 {
 	Assert(idem_fault_ten == 11);
 }
 
-#elif defined(FAULT_write_past_end)
-
-void
-idem_fault(void)
+static void
+write_past_end(void)
 {
 	idem_fault_memory = palloc0(10);
 	idem_fault_memory[idem_fault_ten] = 1;
 }
 
-#elif defined(FAULT_read_past_end)
-
-void
-idem_fault(void)
+static void
+read_past_end(void)
 {
 	idem_fault_memory = palloc0(10);
 	idem_fault_sink = idem_fault_memory[idem_fault_ten];
 }
 
-#elif defined(FAULT_use_after_pfree)
-
 /* The length that is left there is absurd. */
-void
-idem_fault(void)
+static void
+use_after_pfree(void)
 {
 	idem_fault_memory = (char *) cstring_to_text("a text");
 	pfree(idem_fault_memory);
 	idem_fault_memory = text_to_cstring((text *) idem_fault_memory);
 }
 
-#elif defined(FAULT_use_after_reset)
-
-void
-idem_fault(void)
+static void
+use_after_delete(void)
 {
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "fault", ALLOCSET_DEFAULT_SIZES);
 
@@ -80,11 +71,9 @@ idem_fault(void)
 	idem_fault_sink = idem_fault_memory[0];
 }
 
-#elif defined(FAULT_closed_relation)
-
 /* The description of a table that is no longer open. */
-void
-idem_fault(void)
+static void
+closed_relation(void)
 {
 	Relation rel = table_open(AccessMethodRelationId, AccessShareLock);
 	TupleDesc columns = RelationGetDescr(rel);
@@ -96,11 +85,9 @@ idem_fault(void)
 		elog(ERROR, "a table of %d columns", columns->natts);
 }
 
-#elif defined(FAULT_released_catalog_row)
-
 /* A row of the cache that was given back. */
-void
-idem_fault(void)
+static void
+released_catalog_row(void)
 {
 	HeapTuple tuple = SearchSysCache1(AMOID, ObjectIdGetDatum(BTREE_AM_OID));
 	Form_pg_am row = (Form_pg_am) GETSTRUCT(tuple);
@@ -110,11 +97,9 @@ idem_fault(void)
 		elog(ERROR, "access method %u", row->oid);
 }
 
-#elif defined(FAULT_kept_over_invalidation)
-
 /* What a relation has at one moment, and another relation later may have no more. */
-void
-idem_fault(void)
+static void
+kept_over_invalidation(void)
 {
 	Oid oid = get_relname_relid("idempotency_keys", get_namespace_oid("idempotency", false));
 	Relation rel = table_open(oid, AccessShareLock);
@@ -126,54 +111,42 @@ idem_fault(void)
 	table_close(rel, AccessShareLock);
 }
 
-#elif defined(FAULT_forgotten_reference)
-
-void
-idem_fault(void)
+static void
+forgotten_reference(void)
 {
 	(void) SearchSysCache1(AMOID, ObjectIdGetDatum(BTREE_AM_OID));
 }
 
-#elif defined(FAULT_signed_overflow)
-
-void
-idem_fault(void)
+static void
+signed_overflow(void)
 {
 	idem_fault_sink = PG_INT32_MAX - 9 + idem_fault_ten;
 }
 
-#elif defined(FAULT_shift_too_far)
-
-void
-idem_fault(void)
+static void
+shift_too_far(void)
 {
 	idem_fault_sink = 1 << (22 + idem_fault_ten);
 }
 
-#elif defined(FAULT_misaligned_read)
-
-void
-idem_fault(void)
+static void
+misaligned_read(void)
 {
 	idem_fault_memory = palloc0(64);
 	idem_fault_sink = *(int *) (idem_fault_memory + idem_fault_ten - 1);
 }
 
-#elif defined(FAULT_bad_bool)
-
 /* A byte that is neither true nor false, as one that was never set may be. */
-void
-idem_fault(void)
+static void
+bad_bool(void)
 {
 	idem_fault_memory = palloc0(1);
 	idem_fault_memory[0] = idem_fault_ten;
 	idem_fault_sink = *(bool *) idem_fault_memory;
 }
 
-#elif defined(FAULT_stack_past_end)
-
-void
-idem_fault(void)
+static void
+stack_past_end(void)
 {
 	volatile char place[10];
 
@@ -182,17 +155,13 @@ idem_fault(void)
 	idem_fault_sink = place[idem_fault_ten];
 }
 
-#elif defined(FAULT_global_past_end)
+static volatile char global_place[10];
 
-static volatile char place[10];
-
-void
-idem_fault(void)
+static void
+global_past_end(void)
 {
-	idem_fault_sink = place[idem_fault_ten];
+	idem_fault_sink = global_place[idem_fault_ten];
 }
-
-#elif defined(FAULT_use_after_return)
 
 pg_noinline static void
 point_to_local(void)
@@ -203,18 +172,16 @@ point_to_local(void)
 	idem_fault_memory = (char *) place;
 }
 
-void
-idem_fault(void)
+static void
+use_after_return(void)
 {
 	point_to_local();
 	idem_fault_sink = idem_fault_memory[0];
 }
 
-#elif defined(FAULT_unpinned_page)
-
 /* A page that is no longer ours to read. */
-void
-idem_fault(void)
+static void
+unpinned_page(void)
 {
 	Relation rel = table_open(AccessMethodRelationId, AccessShareLock);
 	Buffer buffer = ReadBuffer(rel, 0);
@@ -225,17 +192,13 @@ idem_fault(void)
 	idem_fault_sink = idem_fault_memory[idem_fault_ten];
 }
 
-#elif defined(FAULT_uninitialised_memory)
-
-void
-idem_fault(void)
+static void
+uninitialised_memory(void)
 {
 	idem_fault_memory = palloc(10);
 	if (idem_fault_memory[5] == 1)
 		idem_fault_sink = 1;
 }
-
-#elif defined(FAULT_uninitialised_variable)
 
 pg_noinline static void
 set_sometimes(int *value)
@@ -244,8 +207,8 @@ set_sometimes(int *value)
 		*value = 1;
 }
 
-void
-idem_fault(void)
+static void
+uninitialised_variable(void)
 {
 	int value;
 
@@ -254,4 +217,38 @@ idem_fault(void)
 		idem_fault_sink = 1;
 }
 
-#endif
+static const struct
+{
+	const char *name;
+	void (*commit) (void);
+} faults[] = {
+	{"failed_assertion", failed_assertion},
+	{"write_past_end", write_past_end},
+	{"read_past_end", read_past_end},
+	{"use_after_pfree", use_after_pfree},
+	{"use_after_delete", use_after_reset},
+	{"closed_relation", closed_relation},
+	{"released_catalog_row", released_catalog_row},
+	{"kept_over_invalidation", kept_over_invalidation},
+	{"forgotten_reference", forgotten_reference},
+	{"signed_overflow", signed_overflow},
+	{"shift_too_far", shift_too_far},
+	{"misaligned_read", misaligned_read},
+	{"bad_bool", bad_bool},
+	{"stack_past_end", stack_past_end},
+	{"global_past_end", global_past_end},
+	{"use_after_return", use_after_return},
+	{"unpinned_page", unpinned_page},
+	{"uninitialised_memory", uninitialised_memory},
+	{"uninitialised_variable", uninitialised_variable},
+};
+
+void
+idem_fault(void)
+{
+	const char *name = GetConfigOption("fault.name", true, false);
+
+	for (size_t i = 0; name != NULL && i < lengthof(faults); i++)
+		if (strcmp(name, faults[i].name) == 0)
+			faults[i].commit();
+}

@@ -2,15 +2,13 @@
 #
 # runs.sh - running tests of the suite on a build that looks closer
 #
-# Sourced after scripts/common.sh by a builds/*/run. Counts the tests and the reports of
-# whoever looks closer: none may come. With BITE=yes a fault is put into a copy of the
-# library instead, and has to be reported.
+# Sourced after scripts/common.sh by a builds/*/run. Counts the tests, and the reports of
+# whoever looks closer: none may come.
 # shellcheck disable=SC2034,SC2154,SC2317  # variables of common.sh and server.sh; "clean_up" is called by a trap
 
 passed=0
 failed=0
 failures=()
-faults=()
 child=
 
 # A folder of its own, and the promise to leave nothing behind.
@@ -24,7 +22,6 @@ begin()
 	mkdir "$work/reports" "$work/logs"
 	chmod 1777 "$work/reports"
 	cache=${CACHE:-$work/cache}
-	tree=$root
 	trap clean_up EXIT
 	trap 'exit 130' INT TERM
 }
@@ -36,6 +33,7 @@ clean_up()
 		kill "$child" 2>/dev/null || true
 		wait "$child" || true
 	fi
+	[ "$(type -t stop_servers)" != function ] || stop_servers
 	rm -rf "$work"
 }
 
@@ -87,7 +85,7 @@ parallel_setting()
 	fi
 }
 
-# suite regress|isolation|tap [NAME...]: as scripts/test runs it, from $tree. Leaves what it
+# suite regress|isolation|tap [NAME...]: as scripts/test runs it, Leaves what it
 # printed in $work/test.out, and returns how it ended.
 suite()
 {
@@ -96,7 +94,7 @@ suite()
 	rm -rf "$work/logs"
 	mkdir "$work/logs"
 	env PG_CONFIG="$pg_config" TEMP_CONFIG="$work/settings" KEEP_LOG="$work/logs" \
-		"$tree/scripts/test" "$1" "${*:2}" >"$work/test.out" 2>&1 </dev/null &
+		"$root/scripts/test" "$1" "${*:2}" >"$work/test.out" 2>&1 </dev/null &
 	child=$!
 	wait "$child" || status=$?
 	child=
@@ -139,14 +137,15 @@ watched_server()
 {
 	local prefix=${pg_config%/bin/pg_config}
 
-	cp -a "$prefix" "$work/server"
-	pg_config=$work/server/bin/pg_config
-	mv "$work/server/bin/postgres" "$work/server/bin/postgres.real"
+	cp -a "$prefix" "$work/pg"
+	bindir=$work/pg/bin
+	pg_config=$bindir/pg_config
+	mv "$bindir/postgres" "$bindir/postgres.real"
 	{
-		printf '#!/bin/bash\nreal=%q\nreports=%q\n' "$work/server/bin/postgres.real" "$work/reports"
+		printf '#!/bin/bash\nreal=%q\nreports=%q\n' "$bindir/postgres.real" "$work/reports"
 		cat
-	} >"$work/server/bin/postgres"
-	chmod 755 "$work/server/bin/postgres"
+	} >"$bindir/postgres"
+	chmod 755 "$bindir/postgres"
 }
 
 # reports TITLE PATTERN: how many there were since the last time; 0 is what has to be.
@@ -164,50 +163,11 @@ reports()
 	rm -rf "$work/reports"/*
 }
 
-# ---- faults ------------------------------------------------------------------
-
-# bite FAULT PATTERN [NAME...]: the fault of that name in faults.c, in a copy of the
-# library, at the beginning of whatever has an identity. Running the regression tests of
-# these names, hold where none is given, has to bring a report that matches.
-bite()
-{
-	local fault=$1 pattern=$2 seen
-	local names=("${@:3}")
-
-	if [ ! -e "$work/bitten" ]; then
-		copy_tree "$work/bitten"
-		cp "$here/../lib/faults.c" "$work/bitten/src/"
-		sed -i '/^idem_identity_argument(/{n;s/^{/{\n\textern void idem_fault(void);\n\n\tidem_fault();/}' "$work/bitten/src/arguments.c"
-		grep -q 'idem_fault();' "$work/bitten/src/arguments.c" || die "found no place for a fault in src/arguments.c"
-	fi
-	tree=$work/bitten
-	rm -rf "$work/reports"/*
-	EXTRA_CPPFLAGS="${EXTRA_CPPFLAGS:-} -DFAULT_$fault" suite regress "${names[@]:-hold}" || true
-	tree=$root
-	grep -q '^ok      make install$' "$work/test.out" || {
-		tail -n 30 "$work/test.out"
-		die "the copy with fault $fault was not built"
-	}
-	seen=$(grep -rhoE "$pattern" "$work/reports" "$work/logs" "$work/test.out" | head -n 1)
-	faults+=("$(printf '%-26s%s' "$fault" "${seen:-NOBODY}")")
-	if [ -n "$seen" ]; then
-		ok "fault $fault is noticed"
-	else
-		fail "fault $fault is noticed"
-	fi
-	rm -rf "$work/reports"/*
-}
-
 # ---- the end -----------------------------------------------------------------
 
 finish()
 {
 	echo
-	if [ ${#faults[@]} -gt 0 ]; then
-		printf '%-26s%s\n' fault 'noticed by'
-		printf '%s\n' "${faults[@]}"
-		echo
-	fi
 	[ ${#failures[@]} -eq 0 ] || printf 'failed: %s\n' "${failures[@]}"
 	say "$part: $passed passed, $failed failed"
 	say "$passed passed, $failed failed"

@@ -40,6 +40,7 @@ use_closer_server()
 	fi
 	suppressions=$prefix/valgrind.supp
 	pg_config=$prefix/bin/pg_config
+	bindir=$prefix/bin
 	export PG_CONFIG=$pg_config
 	settings
 	say "The server: $("$prefix/bin/postgres" --version), built with assertions"
