@@ -21,6 +21,7 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
 
@@ -58,6 +59,7 @@ use_after_pfree(void)
 {
 	idem_fault_memory = (char *) cstring_to_text("a text");
 	pfree(idem_fault_memory);
+	idem_fault_sink = VARSIZE(idem_fault_memory);
 	idem_fault_memory = text_to_cstring((text *) idem_fault_memory);
 }
 
@@ -220,13 +222,13 @@ uninitialised_variable(void)
 static const struct
 {
 	const char *name;
-	void (*commit) (void);
+	void (*make) (void);
 } faults[] = {
 	{"failed_assertion", failed_assertion},
 	{"write_past_end", write_past_end},
 	{"read_past_end", read_past_end},
 	{"use_after_pfree", use_after_pfree},
-	{"use_after_delete", use_after_reset},
+	{"use_after_delete", use_after_delete},
 	{"closed_relation", closed_relation},
 	{"released_catalog_row", released_catalog_row},
 	{"kept_over_invalidation", kept_over_invalidation},
@@ -250,5 +252,5 @@ idem_fault(void)
 
 	for (size_t i = 0; name != NULL && i < lengthof(faults); i++)
 		if (strcmp(name, faults[i].name) == 0)
-			faults[i].commit();
+			faults[i].make();
 }

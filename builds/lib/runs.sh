@@ -2,8 +2,8 @@
 #
 # runs.sh - running tests of the suite on a build that looks closer
 #
-# Sourced after scripts/common.sh by a builds/*/run. Counts the tests, and the reports of
-# whoever looks closer: none may come.
+# Sourced after scripts/common.sh by a builds/*/run. Counts the tests, and what whoever
+# looks closer reports in the servers' logs: nothing may come.
 # shellcheck disable=SC2034,SC2154,SC2317  # variables of common.sh and server.sh; "clean_up" is called by a trap
 
 passed=0
@@ -19,8 +19,6 @@ begin()
 	part=$1
 	work=$(mktemp -d "/tmp/builds-$1.XXXXXX")
 	chmod 755 "$work"
-	mkdir "$work/reports" "$work/logs"
-	chmod 1777 "$work/reports"
 	cache=${CACHE:-$work/cache}
 	trap clean_up EXIT
 	trap 'exit 130' INT TERM
@@ -85,8 +83,8 @@ parallel_setting()
 	fi
 }
 
-# suite regress|isolation|tap [NAME...]: as scripts/test runs it, Leaves what it
-# printed in $work/test.out, and returns how it ended.
+# suite regress|isolation|tap [NAME...]: as scripts/test runs it. Leaves what
+# it printed in $work/test.out and the servers' logs in $work/logs, and returns how it ended.
 suite()
 {
 	local status=0
@@ -118,15 +116,26 @@ tests()
 	look_into_logs "$title"
 }
 
-# What the server says where it found something wrong, and only then.
+# What the server says where it found something wrong, and only then; a part adds to it
+# what else there may be.
 trouble='TRAP: |PANIC: |detected write past chunk|problem in (alloc|slab|generation)|bad (chunk|header|size)'
 trouble+='|(reference|refcount) leak|resource was not closed|terminated by signal (4|6|7|8|11):'
 
 look_into_logs()
 {
-	grep -rhE "$trouble" "$work/logs" >"$work/trouble" || return 0
-	fail "$1: the server's log says so $(wc -l <"$work/trouble") times"
-	head -n 20 "$work/trouble"
+	local number
+
+	[ -n "$(find "$work/logs" -type f -size +0)" ] || {
+		fail "$1: no server's log was kept"
+		return
+	}
+	number=$(grep -rhE "$trouble" "$work/logs" | wc -l)
+	if [ "$number" -eq 0 ]; then
+		ok "$1: 0 reports"
+	else
+		fail "$1: $number reports" "$number"
+		grep -rhE -A 25 "$trouble" "$work/logs" | head -n 150
+	fi
 }
 
 # ---- a server that somebody watches ------------------------------------------
@@ -142,25 +151,10 @@ watched_server()
 	pg_config=$bindir/pg_config
 	mv "$bindir/postgres" "$bindir/postgres.real"
 	{
-		printf '#!/bin/bash\nreal=%q\nreports=%q\n' "$bindir/postgres.real" "$work/reports"
+		printf '#!/bin/bash\nreal=%q\n' "$bindir/postgres.real"
 		cat
 	} >"$bindir/postgres"
 	chmod 755 "$bindir/postgres"
-}
-
-# reports TITLE PATTERN: how many there were since the last time; 0 is what has to be.
-reports()
-{
-	local title=$1 pattern=$2 number
-
-	number=$(grep -rhE "$pattern" "$work/reports" | wc -l)
-	if [ "$number" -eq 0 ]; then
-		ok "$title: 0 reports"
-	else
-		fail "$title: $number reports"
-		find "$work/reports" -type f -size +0 -exec cat {} + | head -n 80
-	fi
-	rm -rf "$work/reports"/*
 }
 
 # ---- the end -----------------------------------------------------------------
