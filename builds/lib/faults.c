@@ -53,14 +53,15 @@ read_past_end(void)
 	idem_fault_sink = idem_fault_memory[idem_fault_ten];
 }
 
-/* The length that is left there is absurd. */
+/* The number that is left there is absurd. */
 static void
 use_after_pfree(void)
 {
-	idem_fault_memory = (char *) cstring_to_text("a text");
-	pfree(idem_fault_memory);
-	idem_fault_sink = VARSIZE(idem_fault_memory);
-	idem_fault_memory = text_to_cstring((text *) idem_fault_memory);
+	int *numbers = palloc0(4 * sizeof(int));
+
+	idem_fault_memory = (char *) numbers;
+	pfree(numbers);
+	idem_fault_memory = palloc(((int *) idem_fault_memory)[2]);
 }
 
 static void
