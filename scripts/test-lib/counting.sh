@@ -38,6 +38,17 @@ fail()
 	count 0 1
 }
 
+# Is a test of this name wanted? The filter may be several words, one of which is in it.
+named()
+{
+	local word
+
+	for word in $filter; do
+		[[ $1 != *"$word"* ]] || return 0
+	done
+	[ -z "$filter" ]
+}
+
 # Nothing to run is a failure: a list must have got lost.
 no_test() { fail "$1: there is no test${filter:+ named *$filter*}"; }
 

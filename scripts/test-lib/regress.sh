@@ -16,7 +16,7 @@ run_regress()
 		isolation) program=isolation/pg_isolation_regress ;;
 	esac
 	for name in $(list_of "${kind^^}") $(list_of "${kind^^}_CONFIGURED"); do
-		[[ $name != *"$filter"* ]] || tests+=("$name")
+		! named "$name" || tests+=("$name")
 	done
 	if [ "${#tests[@]}" -eq 0 ]; then
 		no_test "$kind"

@@ -3,7 +3,9 @@
 # server.sh - private servers below the work folder
 #
 # They run as somebody other than root, listen on a socket beside their data, and
-# are killed at the end, however that comes.
+# are killed at the end, however that comes. TEMP_CONFIG names a file of further
+# settings, which PostgreSQL's own library for TAP tests reads as well; KEEP_LOG a
+# folder that keeps the servers' logs. builds/ uses both.
 # shellcheck disable=SC2154  # variables of common.sh and test
 
 give_to_server() { [ "$(id -u)" -ne 0 ] || chown -R "$server_user:" "$@"; }
@@ -29,7 +31,7 @@ start_cluster()
 # The server of the regression tests, the isolation tests and the examples.
 start_server()
 {
-	local data=$work/server/data
+	local data=$work/server/data quoted="'${TEMP_CONFIG:-}'"
 
 	mkdir -m 700 "$work/server"
 	give_to_server "$work/server"
@@ -40,6 +42,7 @@ start_server()
 		unix_socket_directories = '$work/server'
 		fsync = off
 		log_line_prefix = '%m [%p] %q%a '
+		${TEMP_CONFIG:+include $quoted}
 	EOC
 	start_cluster "$data" "$work/server/log"
 }
@@ -63,4 +66,5 @@ stop_servers()
 			sleep 0.1
 		done
 	done
+	[ -z "${KEEP_LOG:-}" ] || find "$work/server/log" "$work/tap/tmp_check/log" -type f -exec cp {} "$KEEP_LOG" ';' 2>/dev/null || true
 }

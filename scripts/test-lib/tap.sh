@@ -34,7 +34,7 @@ tap_tests()
 
 	for file in "$tree"/t/*.pl; do
 		[ -e "$file" ] || continue
-		[[ ${file##*/} != *"$filter"* ]] || printf '%s\n' "t/${file##*/}"
+		! named "${file##*/}" || printf '%s\n' "t/${file##*/}"
 	done
 }
 
