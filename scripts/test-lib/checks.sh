@@ -22,7 +22,8 @@ run_checks()
 	check_analyzers
 	check 'src: layers, as src/idempotency.h draws them' scripts/check-layers
 	check 'C: no line of more than 100 columns' check_width
-	check 'install script: nothing adopted, nothing unqualified' check_install_script
+	check 'install script: none of the rules of pgspot broken' scripts/check-install-script idempotency--*.sql
+	check 'docs/guarantees.md: every function, test, guard and mutant exists' scripts/check-guarantees
 	check 'one version everywhere' check_version
 	check 'every test file is in a list of the Makefile' check_lists
 	check 'README: the first lines of each client are those of its own README' check_first_lines
@@ -114,24 +115,6 @@ check_syntax()
 	for script in "${shell_scripts[@]}"; do
 		bash -n "$script" || return 1
 	done
-}
-
-# What the rules for an install script forbid, as far as a text search can
-# tell: adopting what exists, and names that a search path could redirect.
-check_install_script()
-{
-	local script found=0
-
-	for script in idempotency--*.sql; do
-		grep -nE 'OR REPLACE|IF NOT EXISTS|SECURITY DEFINER' "$script" |
-			grep -vE '^[0-9]+:--' && found=1
-		# An operator between two blanks, outside comments and text constants.
-		sed -e "s/'[^']*'//g" -e 's/--.*//' -e 's/OPERATOR(pg_catalog\.[^)]*)//g' "$script" |
-			grep -nE ' (=|<>|<=?|>=?|\+|-|\*|/|~|\|\|) ' && found=1
-		sed -n '1,/SET LOCAL search_path TO pg_catalog, pg_temp;/p' "$script" |
-			grep -qE '^CREATE' && found=1
-	done
-	return "$found"
 }
 
 # The version has one home, the control file; releases add a third number, which
