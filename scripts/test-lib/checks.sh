@@ -11,7 +11,7 @@ run_checks()
 	counting checks
 	cd "$tree" || exit
 	# Scripts begin with #!, and what they source with a line for shellcheck.
-	mapfile -t shell_scripts < <(grep -rlIE '^#!.*[/ ](ba)?sh$|^# shellcheck shell=bash$' .)
+	mapfile -t shell_scripts < <(grep -rlIE --exclude='*.p[lm]' '^#!.*[/ ](ba)?sh$|^# shellcheck shell=bash$' .)
 	check 'shell scripts: syntax' check_syntax
 	if command -v shellcheck >/dev/null; then
 		check 'shell scripts: shellcheck' shellcheck -x "${shell_scripts[@]}"
