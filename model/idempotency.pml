@@ -182,6 +182,16 @@ inline keys_insert(s, k)
 #endif
 
 /*
+ * Where the row of a committed claim has vanished, somebody without key locks may have
+ * had the key meanwhile, and be gone as well.
+ */
+#ifdef NO_GONE_IS_LOST
+#define GONE_IS_LOST (false)
+#else
+#define GONE_IS_LOST (true)
+#endif
+
+/*
  * idem_keys_write(): in the place of what was read, or anew where that is gone. One
  * step, but for the waits: who puts the key in between the two may as well have come
  * before the first, which would have missed too.
@@ -440,7 +450,14 @@ inline decide(s, k, locked, lease, with_id, with_fp, with_hold, at_once)
 			fi
 		};
 		if
-		:: out == CLAIMED && err == OK && (lease || at_once) -> keys_write(s, k, rep)
+		:: out == CLAIMED && err == OK && (lease || at_once) && !(rep && GONE_IS_LOST) -> keys_write(s, k, rep)
+		:: out == CLAIMED && err == OK && rep && GONE_IS_LOST ->
+			keys_update(s, k, 1);
+			if
+			:: !hit && err == OK -> err = E40001
+			:: else
+			fi;
+			hit = 0
 		:: else
 		fi;
 		rep = 0;
@@ -540,8 +557,8 @@ inline owner_find(s, k, token, to_complete)
 
 /*
  * idem_owner_write(): a claim without a lease outdates the token of what it was made
- * over. A completion whose row has vanished is put in anew, anything else has nothing
- * to change any more.
+ * over, and is put in anew where that has vanished. Where the row of a claim with a
+ * lease is gone, the claim is.
  */
 inline owner_write(s, k, is_soft)
 {
@@ -556,7 +573,7 @@ inline owner_write(s, k, is_soft)
 		T(s, k).why = END
 	};
 	if
-	:: !T(s, k).leased || T(s, k).d.st == DONE -> keys_write(s, k, 0)
+	:: !T(s, k).leased || (T(s, k).d.st == DONE && !GONE_IS_LOST) -> keys_write(s, k, 0)
 	:: else ->
 		keys_update(s, k, is_soft);
 		if

@@ -269,17 +269,6 @@ bit floor_lost;	/* a row was, or a token of it */
 #define TOKENS_MAY_FALL (false)
 #endif
 
-/*
- * A late completion whose row has vanished is put in anew. Where all take locks, nobody
- * has had the key meanwhile. Where some do not, that is not so, and is excused here; see
- * "A finding" in README.md.
- */
-#if defined(CALLERS_WITHOUT_LOCKS) && !defined(NO_EXCUSE)
-#define PUT_IN_ANEW(holds) (true)
-#else
-#define PUT_IN_ANEW(holds) (holds)
-#endif
-
 /* What the session s made of key i, over what was there: is that allowed? */
 inline check_change(s)
 {
@@ -294,8 +283,7 @@ inline check_change(s)
 	/* Tokens grow, from one claim to the next and from one life to the next. */
 	CHECK(I1_tokens_grow, unc[i].st == ABSENT || unc[i].tok >= com[i].tok);
 	CHECK(I1_tokens_grow, TOKENS_MAY_FALL || T(s, i).why != CLAIM || !T(s, i).leased || unc[i].tok > hi[i]
-		|| (unc[i].id != 0 && unc[i].tok == com[i].tok && unc[i].id == com[i].id)
-		|| (unc[i].id != 0 && unc[i].tok == hi[i] && com[i].st == ABSENT)); /* it has vanished under a repeated claim */
+		|| (unc[i].id != 0 && unc[i].tok == com[i].tok && unc[i].id == com[i].id));
 	CHECK(I1_tokens_grow, T(s, i).leased || T(s, i).why == CLEAN || T(s, i).why == FORGET || T(s, i).why == PERSON
 		|| com[i].tok == 0 || unc[i].tok > com[i].tok);
 	/* A live lease is its owner's, and a person's who uses force. */
@@ -304,8 +292,7 @@ inline check_change(s)
 	/* Who is given the token of a claim again is who was given it. */
 	CHECK(I2_one_owner, T(s, i).why != CLAIM || !T(s, i).leased || unc[i].tok != hi[i] || owner[i] == s);
 	/* Whoever ends a claim by its token is the last who was given one. */
-	CHECK(I3_fencing, T(s, i).why != END || !T(s, i).leased
-		|| T(s, i).tok == com[i].tok || (com[i].st == ABSENT && PUT_IN_ANEW(T(s, i).tok == hi[i])));
+	CHECK(I3_fencing, T(s, i).why != END || !T(s, i).leased || T(s, i).tok == com[i].tok);
 	/* What is completed stays as it is until it expires or is forgotten. */
 	CHECK(I6_no_lost_completion, com[i].st != DONE || com[i].over || T(s, i).why == FORGET || T(s, i).why == PERSON
 		|| unc[i].st == DONE);

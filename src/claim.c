@@ -123,16 +123,22 @@ claim_judge(const ClaimRequest *request, TimestampTz now, ClaimAnswer *answer)
 /*
  * Writes the row of a claim with a lease. Its token is larger than the last one
  * that the key had; a claim that is repeated keeps its own, and its lease is not
- * shortened.
+ * shortened. If its row is gone, somebody else may have had the key meanwhile.
+ *
+ * Errors: 40001 a caller that takes no locks was faster.
  */
 static void
 claim_write_leased(const ClaimRequest *request, TimestampTz now, bool repeated, KeyRow *row,
 				   const KeyRow *old)
 {
 	if (repeated)
+	{
 		(void) idem_state_renew(row, now, request->claim.lease, false);
-	else
-		KeyRowSet(row, KEY_TOKEN, Int64GetDatum(idem_keys_next_token(KeyRowToken(row))));
+		if (!idem_keys_update(row, old))
+			idem_report_lost_race();
+		return;
+	}
+	KeyRowSet(row, KEY_TOKEN, Int64GetDatum(idem_keys_next_token(KeyRowToken(row))));
 	idem_keys_write(row, old);
 }
 

@@ -263,9 +263,11 @@ idem_owner_remember(OwnedClaim *own)
 /*
  * Writes own->row and notes how the claim stands now.
  *
- * A completion whose row vanished meanwhile is put in anew: clean-up took the
- * expired row that the claim was made over. Anything else has nothing to
- * change any more.
+ * A claim without a lease has written nothing yet. If clean-up took the expired
+ * row that it was made over, its row is put in anew. The row of a claim with a
+ * lease is all that shows who the owner is. If it is gone, somebody else may have
+ * had the key since the look, without a lock, and have been forgotten, too
+ * (model/README.md), so the claim is lost.
  *
  * Errors: IK001 the row is gone; 40001 lost to a caller that takes no locks.
  */
@@ -285,7 +287,7 @@ idem_owner_write(OwnedClaim *own, PendingStatus status)
 		KeyRowSet(&own->row, KEY_TOKEN,
 				  Int64GetDatum(idem_keys_next_token(KeyRowToken(&own->row))));
 
-	if (!own->leased || own->row.status == KEY_COMPLETED)
+	if (!own->leased)
 		idem_keys_write(&own->row, old);
 	else if (!idem_keys_update(&own->row, old))
 	{
