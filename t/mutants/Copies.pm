@@ -323,7 +323,7 @@ sub prepare
 	my $tree = "$mine/original";
 
 	make_path($tree);
-	run('cp', '-r', (grep { -e } map { "$top/$_" } qw(Makefile src sql specs expected t moving)),
+	run('cp', '-r', (grep { -e } map { "$top/$_" } qw(Makefile src sql specs expected t moving docs scripts)),
 		glob("$top/*.control"), glob("$top/*--*.sql"), $tree)
 	  or die "could not copy the checkout\n";
 	unlink glob("$tree/src/*.o"), glob("$tree/src/*.bc"), "$tree/idempotency.so";
