@@ -91,8 +91,8 @@ log_min_messages = warning
 log_checkpoints = off
 log_line_prefix = '%m [%p] %e %u '
 log_parameter_max_length_on_error = 0
-idempotency.default_ttl = '360 days'
-idempotency.failed_ttl = '360 days'
+idempotency.default_ttl = '360d'
+idempotency.failed_ttl = '360d'
 idempotency.cleanup_interval = 1s
 idempotency.cleanup_pause = 0
 idempotency.cleanup_batch_size = 10
@@ -147,8 +147,10 @@ sub stop_server
 {
 	my ($name, $mode) = @_;
 
-	run_command("$bindir/pg_ctl", '-D', "$work/$name/data/pg", '-s', '-m', $mode, '-w', 'stop');
-	return wait_until(sub { gone($name) });
+	# A server that is told to stop while it recovers from a crash may wait for its
+	# checkpointer, which nobody has told, for ever; also without this extension.
+	run_command("$bindir/pg_ctl", '-D', "$work/$name/data/pg", '-s', '-m', $mode, '-t', 15, '-w', 'stop');
+	return wait_until(sub { gone($name) }, 5);
 }
 
 sub postmaster_of
