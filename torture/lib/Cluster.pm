@@ -147,8 +147,10 @@ sub stop_server
 {
 	my ($name, $mode) = @_;
 
-	run_command("$bindir/pg_ctl", '-D', "$work/$name/data/pg", '-s', '-m', $mode, '-w', 'stop');
-	return wait_until(sub { gone($name) });
+	# A server that is told to stop while it recovers from a crash may wait for its
+	# checkpointer, which nobody has told, for ever; also without this extension.
+	run_command("$bindir/pg_ctl", '-D', "$work/$name/data/pg", '-s', '-m', $mode, '-t', 15, '-w', 'stop');
+	return wait_until(sub { gone($name) }, 5);
 }
 
 sub postmaster_of

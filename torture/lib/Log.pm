@@ -68,6 +68,7 @@ sub read_logs
 			{
 				my ($pid, $code, $user, $level, $message) = ($1, $2, $3, $4, $5);
 
+				push @found, "server $name: $message" if $message =~ /^invalid value for parameter/;
 				$full{$pid} = 1 if $level eq 'PANIC' && $code =~ /^(?:53100|58030)$/;
 				if ($level eq 'LOG' || $level eq 'WARNING')
 				{
