@@ -28,7 +28,8 @@ clean_up()
 {
 	trap '' INT TERM
 	if [ -n "$child" ]; then
-		kill "$child" 2>/dev/null || true
+		# All that it started, or it would only be stopped when that ends.
+		kill -- "-$child" 2>/dev/null || true
 		wait "$child" || true
 	fi
 	[ "$(type -t stop_servers)" != function ] || stop_servers
@@ -91,9 +92,11 @@ suite()
 
 	rm -rf "$work/logs"
 	mkdir "$work/logs"
+	set -m
 	env PG_CONFIG="$pg_config" TEMP_CONFIG="$work/settings" KEEP_LOG="$work/logs" \
 		"$root/scripts/test" "$1" "${*:2}" >"$work/test.out" 2>&1 </dev/null &
 	child=$!
+	set +m
 	wait "$child" || status=$?
 	child=
 	return "$status"
