@@ -105,11 +105,14 @@ suite()
 # tests TITLE regress|isolation|tap [NAME...]
 tests()
 {
-	local title=$1 kind=$2 status=0 good=0 wrong=0 started=$SECONDS
+	local title=$1 kind=$2 status=0 good wrong started=$SECONDS
 
 	shift
 	suite "$@" || status=$?
-	read -r good wrong < <(sed -nE "s/^$kind: ([0-9]+) passed, ([0-9]+) failed\$/\1 \2/p" "$work/test.out") || true
+	read -r good wrong < <(sed -nE "s/^$kind: ([0-9]+) passed, ([0-9]+) failed\$/\1 \2/p" "$work/test.out") || {
+		good=0
+		wrong=0
+	}
 	[ "$good" -eq 0 ] || ok "$title: $good passed, in $((SECONDS - started)) s" "$good"
 	[ "$wrong" -eq 0 ] || fail "$title: $(sed -nE 's/^failed: //p' "$work/test.out" | paste -sd ' ')" "$wrong"
 	if [ "$status" -ne 0 ] || [ "$good" -eq 0 ]; then
