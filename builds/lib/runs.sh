@@ -28,7 +28,8 @@ clean_up()
 {
 	trap '' INT TERM
 	if [ -n "$child" ]; then
-		kill "$child" 2>/dev/null || true
+		# All that it started, or it would only be stopped when that ends.
+		kill -- "-$child" 2>/dev/null || true
 		wait "$child" || true
 	fi
 	[ "$(type -t stop_servers)" != function ] || stop_servers
@@ -91,9 +92,11 @@ suite()
 
 	rm -rf "$work/logs"
 	mkdir "$work/logs"
+	set -m
 	env PG_CONFIG="$pg_config" TEMP_CONFIG="$work/settings" KEEP_LOG="$work/logs" \
 		"$root/scripts/test" "$1" "${*:2}" >"$work/test.out" 2>&1 </dev/null &
 	child=$!
+	set +m
 	wait "$child" || status=$?
 	child=
 	return "$status"
@@ -102,11 +105,14 @@ suite()
 # tests TITLE regress|isolation|tap [NAME...]
 tests()
 {
-	local title=$1 kind=$2 status=0 good=0 wrong=0 started=$SECONDS
+	local title=$1 kind=$2 status=0 good wrong started=$SECONDS
 
 	shift
 	suite "$@" || status=$?
-	read -r good wrong < <(sed -nE "s/^$kind: ([0-9]+) passed, ([0-9]+) failed\$/\1 \2/p" "$work/test.out") || true
+	read -r good wrong < <(sed -nE "s/^$kind: ([0-9]+) passed, ([0-9]+) failed\$/\1 \2/p" "$work/test.out") || {
+		good=0
+		wrong=0
+	}
 	[ "$good" -eq 0 ] || ok "$title: $good passed, in $((SECONDS - started)) s" "$good"
 	[ "$wrong" -eq 0 ] || fail "$title: $(sed -nE 's/^failed: //p' "$work/test.out" | paste -sd ' ')" "$wrong"
 	if [ "$status" -ne 0 ] || [ "$good" -eq 0 ]; then
