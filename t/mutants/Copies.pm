@@ -57,8 +57,11 @@ sub go_on_as_postgres
 # Whoever leaves by a signal leaves nothing behind.
 sub leave
 {
+	my ($signal) = @_;
+
 	if ($$ == $parent)
 	{
+		print STDERR "stopped by SIG$signal\n";
 		kill 'TERM', keys %child;
 		waitpid $_, 0 foreach keys %child;
 		exit 130;
