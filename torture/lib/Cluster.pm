@@ -147,8 +147,8 @@ sub stop_server
 {
 	my ($name, $mode) = @_;
 
-	# A server that is told to stop while it recovers from a crash may wait for its
-	# checkpointer, which nobody has told, for ever; also without this extension.
+	# A server (15.20) that is told to stop while it begins to recover from a crash may
+	# wait for ever, with nothing left of it but its checkpointer.
 	run_command("$bindir/pg_ctl", '-D', "$work/$name/data/pg", '-s', '-m', $mode, '-t', 15, '-w', 'stop');
 	return wait_until(sub { gone($name) }, 5);
 }
