@@ -75,6 +75,10 @@ idem_unbecome(const IdemCaller *caller)
 	SetUserIdAndSecContext(caller->user, caller->context);
 }
 
+/*
+ * Hands out a parameter to who executes, but not to who plans ("speculative"): there
+ * a parameter without a type is one that is not known yet (params.h).
+ */
 static ParamExternData *
 execute_fetch_parameter(ParamListInfo parameters, int number, bool speculative,
 						ParamExternData *unknown)

@@ -23,6 +23,7 @@ run_checks()
 	check 'src: layers, as src/idempotency.h draws them' scripts/check-layers
 	check 'C: no line of more than 100 columns' check_width
 	check 'install script: none of the rules of pgspot broken' scripts/check-install-script idempotency--*.sql
+	check 'src: every refusal has a mutant' t/mutants/run --unguarded
 	check 'docs/guarantees.md: every function, test, guard and mutant exists' scripts/check-guarantees
 	check 'one version everywhere' check_version
 	check 'every test file is in a list of the Makefile' check_lists
